@@ -1,0 +1,188 @@
+//! What the `function` attribute writes against: a described function, and the glue to the WIT export.
+
+use crate::function::{Input, Output, Outputs, Parameter};
+use crate::{AnyTensor, Datatype, Error, Metadata, ParameterValue, Result, TensorMetadata};
+
+pub use crate::bindings::export as export_component;
+
+/// A model function, as the attribute makes it.
+pub trait Function {
+    /// Inputs, outputs and forms.
+    fn describe() -> Metadata;
+
+    /// Answers one request.
+    fn call(request: Request) -> Result<Reply>;
+}
+
+/// The metadata in the making.
+#[derive(Default)]
+pub struct Description {
+    inputs: Vec<TensorMetadata>,
+    outputs: Vec<TensorMetadata>,
+    accepts: Vec<String>,
+    answers: Option<String>,
+}
+
+impl Description {
+    /// Adds an input.
+    pub fn input<T: Input>(&mut self, name: &str, datatype: Option<Datatype>, shape: &[i64]) {
+        let datatype = datatype.or(T::DATATYPE).expect("checked when the function was compiled");
+        self.inputs.push(TensorMetadata { name: name.to_owned(), datatype, shape: shape.to_vec() });
+    }
+
+    /// Adds an output.
+    pub fn output<T: Output>(&mut self, name: &str, datatype: Option<Datatype>, shape: &[i64]) {
+        let datatype = datatype.or(T::DATATYPE).expect("checked when the function was compiled");
+        self.outputs.push(TensorMetadata { name: name.to_owned(), datatype, shape: shape.to_vec() });
+    }
+
+    /// Adds the outputs of a return type.
+    pub fn outputs<T: Outputs>(&mut self) {
+        T::describe(self);
+        self.answers(T::ANSWERS);
+    }
+
+    /// Sets the media types of raw bodies.
+    pub fn accepts(&mut self, accepts: &[&str]) {
+        self.accepts = accepts.iter().map(|&media_type| media_type.to_owned()).collect();
+    }
+
+    /// Sets the media type of the raw answer.
+    pub fn answers(&mut self, answers: Option<&str>) {
+        self.answers = answers.map(str::to_owned);
+    }
+
+    /// The metadata.
+    pub fn finish(self) -> Metadata {
+        let Self { inputs, outputs, accepts, answers } = self;
+        Metadata { inputs, outputs, accepts, answers }
+    }
+}
+
+/// One request, taken apart argument by argument.
+#[derive(Debug, Default)]
+pub struct Request {
+    /// Tensors by name.
+    pub inputs: Vec<(String, AnyTensor)>,
+    /// Parameters by name.
+    pub parameters: Vec<(String, ParameterValue)>,
+    /// The outputs that the caller wants; empty for all.
+    pub outputs: Vec<String>,
+}
+
+impl Request {
+    /// Takes the input of this name.
+    pub fn input<T: Input>(&mut self, name: &str) -> Result<T> {
+        let index = self.inputs.iter().position(|(input, _)| input == name);
+        let index = index.ok_or_else(|| Error::invalid_input(format!("input `{name}` is missing")))?;
+        let (_, tensor) = self.inputs.swap_remove(index);
+        T::from_tensor(tensor).map_err(|error| error.about(format_args!("input `{name}`")))
+    }
+
+    /// Takes the parameter of this name.
+    pub fn parameter<T: Parameter>(&mut self, name: &str) -> Result<T> {
+        let index = self.parameters.iter().position(|(parameter, _)| parameter == name);
+        let value = index.map(|index| self.parameters.swap_remove(index).1);
+        T::from_value(value).map_err(|error| Error::invalid_input(format!("parameter `{name}` {error}")))
+    }
+
+    /// The reply to fill.
+    pub fn reply(self) -> Reply {
+        Reply { wanted: self.outputs, tensors: Vec::new() }
+    }
+}
+
+/// The reply in the making: outputs that the caller did not ask for never become tensors.
+#[derive(Debug)]
+pub struct Reply {
+    wanted: Vec<String>,
+    tensors: Vec<(&'static str, AnyTensor)>,
+}
+
+impl Reply {
+    /// Adds an output, if the caller wants it.
+    pub fn add<T: Output>(&mut self, name: &'static str, value: T) -> Result<()> {
+        if self.wanted.is_empty() || self.wanted.iter().any(|wanted| wanted == name) {
+            let tensor = value.into_output().map_err(|error| error.about(format_args!("output `{name}`")))?;
+            self.tensors.push((name, tensor));
+        }
+        Ok(())
+    }
+
+    /// The tensors by name. An error where the caller wants an output that there is not.
+    pub fn finish(self) -> Result<Vec<(&'static str, AnyTensor)>> {
+        match self.wanted.iter().find(|&wanted| self.tensors.iter().all(|(name, _)| name != wanted)) {
+            Some(unknown) => Err(Error::invalid_input(format!("there is no output `{unknown}`"))),
+            None => Ok(self.tensors),
+        }
+    }
+}
+
+/// Stops the compiler where an input's datatype is unknown, or said wrongly.
+pub const fn check_input<T: Input>(given: Option<Datatype>) -> Datatype {
+    agreed(T::DATATYPE, given)
+}
+
+/// Stops the compiler where an output's datatype is unknown, or said wrongly.
+pub const fn check_output<T: Output>(given: Option<Datatype>) -> Datatype {
+    agreed(T::DATATYPE, given)
+}
+
+const fn agreed(own: Option<Datatype>, given: Option<Datatype>) -> Datatype {
+    match (own, given) {
+        (Some(own), None) => own,
+        (None, Some(given)) => given,
+        (Some(own), Some(given)) => {
+            assert!(
+                own as u8 == given as u8,
+                "the attribute's `datatype` is not that of the Rust type: leave it out"
+            );
+            own
+        }
+        (None, None) => {
+            panic!("`AnyTensor` has no datatype of its own: write #[tensor(datatype = \"FP32\")] or another")
+        }
+    }
+}
+
+/// Stops the compiler where raw bodies are accepted as something other than BYTES.
+pub const fn check_raw(datatype: Datatype) {
+    assert!(
+        matches!(datatype, Datatype::Bytes),
+        "`accepts` and `answers` are for one BYTES input or output: `Bytes`, `String`, `Json` or `Vec<u8>`"
+    );
+}
+
+#[cfg(target_family = "wasm")]
+mod component {
+    use super::{AnyTensor, Error, Function, Metadata, Request};
+    use crate::bindings::exports::tenon::function::function as wit;
+    use crate::bindings::tenon::function::tensors::NamedTensor;
+
+    impl<T: Function> wit::Guest for T {
+        fn describe() -> Metadata {
+            <T as Function>::describe()
+        }
+
+        fn call(request: wit::Request) -> Result<wit::Response, wit::Error> {
+            answer::<T>(request).map_err(|error| wit::Error {
+                status: error.status(),
+                code: error.code().to_owned(),
+                message: error.message().to_owned(),
+            })
+        }
+    }
+
+    fn answer<T: Function>(request: wit::Request) -> Result<wit::Response, Error> {
+        let inputs =
+            request.inputs.into_iter().map(|input| (input.name, AnyTensor::from_handle(input.tensor)));
+        let parameters = request.parameters.into_iter().map(|parameter| (parameter.name, parameter.value));
+        let request =
+            Request { inputs: inputs.collect(), parameters: parameters.collect(), outputs: request.outputs };
+        let named = |(name, tensor): (&str, AnyTensor)| {
+            Ok(NamedTensor { name: name.to_owned(), tensor: tensor.into_handle()? })
+        };
+        let outputs = T::call(request)?.finish()?.into_iter().map(named).collect::<Result<_, Error>>()?;
+        Ok(wit::Response { outputs, parameters: Vec::new() })
+    }
+}

@@ -1,0 +1,5 @@
+//! What is deployed: components, models and settings, known by their digests.
+
+pub mod cache;
+pub mod fetch;
+pub mod manifest;

@@ -1,0 +1,131 @@
+//! Our own settings of a component, `[component.<id>.tool.tenon]`: the models it is granted and its limits.
+
+use std::path::{Path, PathBuf};
+
+use crate::config::document::{Table, Value, advice};
+use crate::config::{BACKENDS, bounds};
+
+use super::{Component, Encoding, ExecutionTarget, Limits, Model, Precision, Reading, names};
+
+const OURS: &str = "tenon";
+const ENCODINGS: [(&str, Encoding); 2] = [("onnx", Encoding::Onnx), ("openvino", Encoding::Openvino)];
+
+/// Reads the `tool` table of `component`; the tables of other tools are theirs.
+pub(super) fn read(value: &Value<'_>, component: &mut Component, reading: &mut Reading<'_>) {
+    for (name, tool) in value.entries() {
+        if name == OURS {
+            tool.table(|t| tenon(t, component, reading));
+        } else if advice(&name, [OURS].into_iter(), "").starts_with("did you mean") {
+            // Another tool may have any name, so that a near miss cannot be an error.
+            let line = tool.line();
+            let path = tool.path();
+            reading.warnings.push(format!("line {line}: `{path}` is ignored; did you mean `tool.{OURS}`?"));
+        }
+    }
+}
+
+fn tenon(t: &mut Table<'_>, component: &mut Component, reading: &Reading<'_>) {
+    for (name, value) in t.entries("models") {
+        if !names::is_model(&name) {
+            value.refuse(&format!(
+                "a model cannot be named `{name}`; use 1 to 64 of A-Z, a-z, 0-9, `.`, `_` and `-`"
+            ));
+        }
+        let line = value.line();
+        if let Some(model) = value.table(|t| model(t, line, reading.dir)).flatten() {
+            component.models.insert(name, model);
+        }
+    }
+    if let Some(limits) = t.table("limits", limits) {
+        component.limits = limits;
+    }
+}
+
+fn limits(t: &mut Table<'_>) -> Limits {
+    Limits {
+        memory_mib: t.number("memory_mib", bounds::MEMORY_MIB, "MiB"),
+        deadline_ms: t.number("deadline_ms", bounds::DEADLINE_MS, "ms"),
+        concurrency: t.number("concurrency", bounds::CONCURRENCY, ""),
+        request_body_mib: t.number("request_body_mib", bounds::BODY_MIB, "MiB"),
+        response_body_mib: t.number("response_body_mib", bounds::BODY_MIB, "MiB"),
+    }
+}
+
+fn model(t: &mut Table<'_>, line: usize, dir: &Path) -> Option<Model> {
+    let targets =
+        [("cpu", ExecutionTarget::Cpu), ("gpu", ExecutionTarget::Gpu), ("npu", ExecutionTarget::Npu)];
+    let backends = BACKENDS.map(|name| (name, name));
+    let precisions = [("f32", Precision::F32), ("bf16", Precision::Bf16)];
+    let path = t.required("path", "path = \"model.onnx\"").and_then(|value| file(&value, dir));
+    let weights = t.value("weights");
+    let encoding = t.choice("encoding", &ENCODINGS);
+    let target = t.choice("target", &targets).unwrap_or(ExecutionTarget::Cpu);
+    let backend = t.choice("backend", &backends);
+    let idle_timeout_s = t.number("idle_timeout_s", bounds::IDLE_S, "s");
+    let precision = t.choice("precision", &precisions);
+    let concurrency = t.number("concurrency", bounds::CONCURRENCY, "");
+    if let Some(value) = t.value("batching") {
+        value.refuse("`batching` of a model is not supported yet; remove it");
+    }
+    let path = path?;
+    let encoding = match encoding {
+        Some(encoding) => encoding,
+        None => inferred(t, &path)?,
+    };
+    check_backend(t, backend, encoding, target);
+    let weights = read_weights(weights, &path, encoding, dir);
+    let backend = backend.map(str::to_owned);
+    Some(Model { path, weights, encoding, target, backend, idle_timeout_s, precision, concurrency, line })
+}
+
+fn file(value: &Value<'_>, dir: &Path) -> Option<PathBuf> {
+    let path = value.string()?;
+    if path.is_empty() {
+        value.refuse(&format!("`{}` is empty; give the path of the file", value.path()));
+    }
+    Some(dir.join(path))
+}
+
+/// The encoding by the file's extension, unless the key was there and wrong.
+fn inferred(t: &mut Table<'_>, path: &Path) -> Option<Encoding> {
+    if t.value("encoding").is_some() {
+        return None;
+    }
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("onnx") => Some(Encoding::Onnx),
+        Some("xml") => Some(Encoding::Openvino),
+        _ => {
+            let file = path.file_name().unwrap_or_default().to_string_lossy();
+            t.refuse(&format!(
+                "the encoding of `{file}` cannot be told from its name; add `encoding = \"onnx\"` or \
+                 `encoding = \"openvino\"`"
+            ));
+            None
+        }
+    }
+}
+
+/// Refuses what no version of the backend could do.
+fn check_backend(t: &Table<'_>, backend: Option<&str>, encoding: Encoding, target: ExecutionTarget) {
+    let Some(backend) = backend else { return };
+    if encoding == Encoding::Openvino && backend != "openvino" {
+        t.refuse(&format!("the backend `{backend}` cannot read OpenVINO IR; use `backend = \"openvino\"`"));
+    }
+    if target != ExecutionTarget::Cpu && matches!(backend, "tract" | "rten") {
+        t.refuse(&format!("the backend `{backend}` runs on the CPU alone; use `target = \"cpu\"`"));
+    }
+}
+
+fn read_weights(weights: Option<Value<'_>>, path: &Path, encoding: Encoding, dir: &Path) -> Option<PathBuf> {
+    match (encoding, weights) {
+        (Encoding::Openvino, Some(weights)) => file(&weights, dir),
+        (Encoding::Openvino, None) => Some(path.with_extension("bin")),
+        (Encoding::Onnx, Some(weights)) => {
+            weights.refuse(
+                "weights beside an ONNX file are not supported yet; save the model as one file and remove `weights`",
+            );
+            None
+        }
+        (Encoding::Onnx, None) => None,
+    }
+}

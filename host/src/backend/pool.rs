@@ -1,0 +1,156 @@
+//! The threads that run inferences: a bounded number, away from the async threads.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+
+use tokio::sync::oneshot;
+
+use super::{Cancel, Graph, InferError};
+use crate::tensor::Tensor;
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// A fixed number of threads with one bounded queue.
+pub struct Pool {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    queue: Mutex<Queue>,
+    ready: Condvar,
+    limit: usize,
+}
+
+#[derive(Default)]
+struct Queue {
+    work: VecDeque<Work>,
+    closed: bool,
+}
+
+impl Pool {
+    /// Starts `threads` threads, whose queue holds at most `queue_length` inferences.
+    ///
+    /// # Errors
+    /// Where the system refuses a thread.
+    pub fn start(threads: usize, queue_length: usize) -> std::io::Result<Pool> {
+        let shared = Arc::new(Shared {
+            queue: Mutex::new(Queue::default()),
+            ready: Condvar::new(),
+            limit: queue_length,
+        });
+        let pool = Pool { shared };
+        for index in 0..threads.max(1) {
+            let shared = Arc::clone(&pool.shared);
+            thread::Builder::new().name(format!("infer-{index}")).spawn(move || shared.work())?;
+        }
+        Ok(pool)
+    }
+
+    /// Runs the graph on one of the threads. `permit` is kept until the run has really ended, which can be
+    /// after its caller has gone; dropping the future raises `cancel`.
+    ///
+    /// # Errors
+    /// What the graph answers; `Failed` where the queue is full.
+    pub async fn run<P: Send + 'static>(
+        &self,
+        graph: Arc<dyn Graph>,
+        inputs: Vec<Tensor>,
+        cancel: Arc<Cancel>,
+        permit: P,
+    ) -> Result<Vec<Tensor>, InferError> {
+        let (answer, answered) = oneshot::channel();
+        let mut abandoned = RaiseOnDrop(Some(Arc::clone(&cancel)));
+        let work = Box::new(move || {
+            let outputs = run_caught(graph.as_ref(), inputs, &cancel);
+            // The graph goes first: whoever waits for it to be free must not see it in use by an ended run.
+            drop(graph);
+            drop(permit);
+            // A caller that has gone needs no answer.
+            let _ = answer.send(outputs);
+        });
+        if !self.shared.push(work) {
+            return Err(InferError::Failed("the queue of inferences is full".to_owned()));
+        }
+        let outputs = answered.await.unwrap_or(Err(InferError::Cancelled));
+        abandoned.0 = None;
+        outputs
+    }
+
+    /// Inferences that wait for a thread.
+    pub fn queued(&self) -> usize {
+        self.shared.lock().work.len()
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.lock().closed = true;
+        self.shared.ready.notify_all();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, work: Work) -> bool {
+        let mut queue = self.lock();
+        if queue.work.len() >= self.limit {
+            return false;
+        }
+        queue.work.push_back(work);
+        drop(queue);
+        self.ready.notify_one();
+        true
+    }
+
+    fn work(&self) {
+        loop {
+            let mut queue = self.lock();
+            let work = loop {
+                if let Some(work) = queue.work.pop_front() {
+                    break work;
+                }
+                if queue.closed {
+                    return;
+                }
+                queue = self.ready.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            };
+            drop(queue);
+            work();
+        }
+    }
+}
+
+fn run_caught(graph: &dyn Graph, inputs: Vec<Tensor>, cancel: &Cancel) -> Result<Vec<Tensor>, InferError> {
+    if cancel.is_raised() {
+        return Err(InferError::Cancelled);
+    }
+    caught(|| graph.run(inputs, cancel))
+        .unwrap_or_else(|panic| Err(InferError::Failed(format!("the backend panicked: {panic}"))))
+}
+
+/// Runs `work`; a panic becomes its message.
+///
+/// # Errors
+/// Where `work` panics.
+pub fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
+    })
+}
+
+/// Raises a cancellation unless it was taken out before.
+struct RaiseOnDrop(Option<Arc<Cancel>>);
+
+impl Drop for RaiseOnDrop {
+    fn drop(&mut self) {
+        if let Some(cancel) = self.0.take() {
+            cancel.raise();
+        }
+    }
+}

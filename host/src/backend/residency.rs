@@ -1,0 +1,422 @@
+//! Which graphs are in memory: loaded on first use, shared by digest, gone when idle or when room is needed.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+use tokio::sync::{Notify, Semaphore, watch};
+
+use super::pool::Pool;
+use super::validate::{self, InputError};
+use super::{Backend, Cancel, ExecutionTarget, Graph, InferError, LoadError, ModelFile, Precision, Signature};
+use crate::telemetry::Telemetry;
+use crate::tensor::Tensor;
+
+/// A model bound to the backend that serves it.
+#[derive(Clone)]
+pub struct Model {
+    pub file: ModelFile,
+    pub backend: Arc<dyn Backend>,
+    /// How long the graph stays in memory unused.
+    pub idle_timeout: Duration,
+    /// What the graph takes in memory, measured when it was vetted.
+    pub cost_bytes: u64,
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Model")
+            .field("digest", &self.file.digest)
+            .field("backend", &self.backend.name())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What makes two models one graph.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    digest: String,
+    backend: &'static str,
+    target: ExecutionTarget,
+    precision: Precision,
+    concurrency: usize,
+}
+
+impl Model {
+    fn key(&self) -> Key {
+        Key {
+            digest: self.file.digest.clone(),
+            backend: self.backend.name(),
+            target: self.file.target,
+            precision: self.file.precision,
+            concurrency: self.file.concurrency,
+        }
+    }
+}
+
+/// Why a graph is not in memory for its caller.
+#[derive(Debug, Clone, Error)]
+pub enum AcquireError {
+    #[error(transparent)]
+    Load(#[from] Arc<LoadError>),
+    /// Graphs that are in use fill the memory budget.
+    #[error(
+        "the model needs {needed_mib} MiB, and {free_mib} MiB of the budget of {budget_mib} MiB for models are free"
+    )]
+    OverBudget { needed_mib: u64, free_mib: u64, budget_mib: u64 },
+    #[error("the backend panicked while it loaded the model: {0}")]
+    Panicked(String),
+}
+
+/// Why an inference gave no outputs.
+#[derive(Debug, Clone, Error)]
+pub enum RunError {
+    #[error(transparent)]
+    Input(#[from] InputError),
+    #[error(transparent)]
+    Infer(#[from] InferError),
+    /// The backend broke its own signature.
+    #[error("the backend answered {actual} outputs where the model has {expected}")]
+    Outputs { expected: usize, actual: usize },
+}
+
+/// The graphs in memory and the threads that run them.
+pub struct Residency {
+    entries: Mutex<HashMap<Key, Entry>>,
+    budget_bytes: u64,
+    max_input_bytes: usize,
+    pool: Pool,
+    loading: Semaphore,
+    changed: Arc<Notify>,
+    telemetry: Arc<Telemetry>,
+}
+
+type Outcome = Result<Arc<Resident>, AcquireError>;
+
+enum Entry {
+    Loading { cost_bytes: u64, outcome: watch::Receiver<Option<Outcome>> },
+    Ready(Arc<Resident>),
+}
+
+/// A graph in memory. It is in use for as long as anyone but the table holds it.
+struct Resident {
+    graph: Arc<dyn Graph>,
+    backend: &'static str,
+    cost_bytes: u64,
+    idle_timeout: Duration,
+    last_used: Mutex<Instant>,
+    permits: Arc<Semaphore>,
+}
+
+impl Resident {
+    fn touch(&self) {
+        *self.last_used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    fn last_used(&self) -> Instant {
+        *self.last_used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Two loads at once keep both cores of a small machine busy; more would only add to the peak of memory.
+const LOADS_AT_ONCE: usize = 2;
+
+impl Residency {
+    /// A table that keeps within `budget_bytes`, with `pool` to run on. Must be called within a tokio runtime.
+    pub fn start(pool: Pool, budget_bytes: u64, max_input_bytes: usize, telemetry: Arc<Telemetry>) -> Arc<Self> {
+        let residency = Arc::new(Residency {
+            entries: Mutex::default(),
+            budget_bytes,
+            max_input_bytes,
+            pool,
+            loading: Semaphore::new(LOADS_AT_ONCE),
+            changed: Arc::default(),
+            telemetry,
+        });
+        // Held weakly, so that the table does not keep itself alive through its own sweeper.
+        let (table, changed) = (Arc::downgrade(&residency), Arc::clone(&residency.changed));
+        tokio::spawn(async move {
+            while let Some(residency) = table.upgrade() {
+                let next = residency.sweep().await;
+                drop(residency);
+                let _ = tokio::time::timeout_at(next.into(), changed.notified()).await;
+            }
+        });
+        residency
+    }
+
+    /// The model's graph, loaded if it is not in memory. However many ask at once, it is loaded once.
+    ///
+    /// # Errors
+    /// Where it cannot be loaded, or graphs in use fill the budget.
+    pub async fn acquire(self: &Arc<Self>, model: &Model) -> Result<Lease, AcquireError> {
+        let mut outcome = match self.ready_or_loading(model) {
+            Ok(resident) => return Ok(self.lease(resident, false)),
+            Err(outcome) => outcome,
+        };
+        let resident = match outcome.wait_for(Option::is_some).await {
+            Ok(outcome) => outcome.clone().expect("waited until there is an outcome")?,
+            Err(_) => return Err(AcquireError::Panicked("loading ended without an outcome".to_owned())),
+        };
+        Ok(self.lease(resident, true))
+    }
+
+    /// The number of graphs in memory.
+    pub fn len(&self) -> usize {
+        self.lock().values().filter(|entry| matches!(entry, Entry::Ready(_))).count()
+    }
+
+    /// Whether no graph is in memory.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lease(self: &Arc<Self>, resident: Arc<Resident>, cold: bool) -> Lease {
+        resident.touch();
+        Lease { resident, residency: Arc::clone(self), cold }
+    }
+
+    fn ready_or_loading(
+        self: &Arc<Self>,
+        model: &Model,
+    ) -> Result<Arc<Resident>, watch::Receiver<Option<Outcome>>> {
+        let key = model.key();
+        let mut entries = self.lock();
+        match entries.get(&key) {
+            Some(Entry::Ready(resident)) => Ok(Arc::clone(resident)),
+            Some(Entry::Loading { outcome, .. }) => Err(outcome.clone()),
+            None => {
+                let (sender, receiver) = watch::channel(None);
+                let entry = Entry::Loading { cost_bytes: 0, outcome: receiver.clone() };
+                entries.insert(key.clone(), entry);
+                drop(entries);
+                // A task of its own: the load goes on for the next caller if this one's deadline passes.
+                let residency = Arc::clone(self);
+                let model = model.clone();
+                tokio::spawn(async move {
+                    let outcome = residency.load(&key, &model).await;
+                    residency.settle(&key, &outcome);
+                    sender.send_replace(Some(outcome));
+                });
+                Err(receiver)
+            }
+        }
+    }
+
+    async fn load(&self, key: &Key, model: &Model) -> Outcome {
+        let _permit = self.loading.acquire().await.expect("the semaphore is never closed");
+        self.make_room(key, model.cost_bytes).await?;
+        let started = Instant::now();
+        let (backend, file) = (Arc::clone(&model.backend), model.file.clone());
+        let loaded = tokio::task::spawn_blocking(move || {
+            let graph = backend.load(&file);
+            trim_heap();
+            graph
+        })
+        .await;
+        let graph = match loaded {
+            Ok(Ok(graph)) => graph,
+            Ok(Err(error)) => return Err(Arc::new(error).into()),
+            Err(panic) => return Err(AcquireError::Panicked(panic.to_string())),
+        };
+        self.telemetry.loaded(model.backend.name(), started.elapsed(), model.cost_bytes);
+        tracing::info!(
+            digest = %short(&model.file.digest),
+            backend = model.backend.name(),
+            load_ms = started.elapsed().as_millis(),
+            cost_mib = model.cost_bytes >> 20,
+            "graph loaded"
+        );
+        Ok(Arc::new(Resident {
+            graph,
+            backend: model.backend.name(),
+            cost_bytes: model.cost_bytes,
+            idle_timeout: model.idle_timeout,
+            last_used: Mutex::new(Instant::now()),
+            permits: Arc::new(Semaphore::new(model.file.concurrency.max(1))),
+        }))
+    }
+
+    fn settle(&self, key: &Key, outcome: &Outcome) {
+        let mut entries = self.lock();
+        match outcome {
+            Ok(resident) => {
+                entries.insert(key.clone(), Entry::Ready(Arc::clone(resident)));
+            }
+            Err(error) => {
+                entries.remove(key);
+                self.telemetry.load_failed(key.backend);
+                tracing::warn!(digest = %short(&key.digest), backend = key.backend, %error, "graph not loaded");
+            }
+        }
+        drop(entries);
+        self.changed.notify_one();
+    }
+
+    /// Reserves `cost_bytes` of the budget for `key`, evicting what is unused, least recently used first.
+    async fn make_room(&self, key: &Key, cost_bytes: u64) -> Result<(), AcquireError> {
+        let mut evicted = Vec::new();
+        let room = {
+            let mut entries = self.lock();
+            let mut used: u64 = entries.values().map(Entry::cost_bytes).sum();
+            while used + cost_bytes > self.budget_bytes {
+                let Some(oldest) = least_recently_used(&entries) else { break };
+                if let Some(Entry::Ready(resident)) = entries.remove(&oldest) {
+                    used -= resident.cost_bytes;
+                    evicted.push(resident);
+                }
+            }
+            let fits = used + cost_bytes <= self.budget_bytes;
+            if fits && let Some(Entry::Loading { cost_bytes: reserved, .. }) = entries.get_mut(key) {
+                *reserved = cost_bytes;
+            }
+            if fits { Ok(()) } else { Err(self.over_budget(used, cost_bytes)) }
+        };
+        self.release(evicted, "budget").await;
+        room
+    }
+
+    fn over_budget(&self, used: u64, cost_bytes: u64) -> AcquireError {
+        AcquireError::OverBudget {
+            needed_mib: cost_bytes.div_ceil(1 << 20),
+            free_mib: self.budget_bytes.saturating_sub(used) >> 20,
+            budget_mib: self.budget_bytes >> 20,
+        }
+    }
+
+    /// Lets idle graphs go, and answers when to look again.
+    async fn sweep(&self) -> Instant {
+        let now = Instant::now();
+        let mut next = now + Duration::from_secs(3600);
+        let mut evicted = Vec::new();
+        self.lock().retain(|_, entry| {
+            let Entry::Ready(resident) = entry else { return true };
+            // In use: it is not idle before its whole timeout has passed from now.
+            let unused = Arc::strong_count(resident) == 1;
+            let since = if unused { resident.last_used() } else { now };
+            let expires = since + resident.idle_timeout;
+            if expires > now {
+                next = next.min(expires);
+                return true;
+            }
+            evicted.push(Arc::clone(resident));
+            false
+        });
+        self.release(evicted, "idle").await;
+        next
+    }
+
+    /// Frees graphs away from the async threads and gives their memory back to the system.
+    async fn release(&self, evicted: Vec<Arc<Resident>>, reason: &'static str) {
+        if evicted.is_empty() {
+            return;
+        }
+        for resident in &evicted {
+            self.telemetry.evicted(reason, resident.cost_bytes);
+            tracing::info!(backend = resident.backend, reason, "graph left memory");
+        }
+        let freed = tokio::task::spawn_blocking(move || {
+            drop(evicted);
+            trim_heap();
+        });
+        if let Err(panic) = freed.await {
+            tracing::error!(%panic, "a backend panicked while a graph was freed");
+        }
+    }
+}
+
+impl Entry {
+    fn cost_bytes(&self) -> u64 {
+        match self {
+            Entry::Loading { cost_bytes, .. } => *cost_bytes,
+            Entry::Ready(resident) => resident.cost_bytes,
+        }
+    }
+}
+
+fn least_recently_used(entries: &HashMap<Key, Entry>) -> Option<Key> {
+    entries
+        .iter()
+        .filter_map(|(key, entry)| match entry {
+            Entry::Ready(resident) if Arc::strong_count(resident) == 1 => Some((resident.last_used(), key)),
+            _ => None,
+        })
+        .min_by_key(|(last_used, _)| *last_used)
+        .map(|(_, key)| key.clone())
+}
+
+impl Drop for Residency {
+    fn drop(&mut self) {
+        self.changed.notify_one();
+    }
+}
+
+/// A graph that stays in memory for as long as this is held.
+pub struct Lease {
+    resident: Arc<Resident>,
+    residency: Arc<Residency>,
+    cold: bool,
+}
+
+impl Lease {
+    pub fn signature(&self) -> &Signature {
+        self.resident.graph.signature()
+    }
+
+    /// The name of the backend that serves the graph.
+    pub fn backend(&self) -> &'static str {
+        self.resident.backend
+    }
+
+    /// Whether its holder had to wait for the graph to be loaded.
+    pub fn cold(&self) -> bool {
+        self.cold
+    }
+
+    /// Checks the inputs and runs the graph; outputs come in the signature's order. Dropping the future stops
+    /// the run where the backend can, and frees the caller in any case.
+    ///
+    /// # Errors
+    /// Where the inputs do not fit, the run fails, or `deadline` passes.
+    pub async fn infer(&self, inputs: Vec<(String, Tensor)>, deadline: Instant) -> Result<Vec<Tensor>, RunError> {
+        let inputs = validate::inputs(self.signature(), inputs, self.residency.max_input_bytes)?;
+        let permit = Arc::clone(&self.resident.permits);
+        let permit = permit.acquire_owned().await.expect("the semaphore is never closed");
+        // The run keeps the graph in use even when the caller is gone.
+        let held = (permit, Arc::clone(&self.resident));
+        let cancel = Arc::new(Cancel::at(deadline));
+        let graph = Arc::clone(&self.resident.graph);
+        let outputs = self.residency.pool.run(graph, inputs, cancel, held).await?;
+        let expected = self.signature().outputs.len();
+        if outputs.len() != expected {
+            return Err(RunError::Outputs { expected, actual: outputs.len() });
+        }
+        Ok(outputs)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.resident.touch();
+    }
+}
+
+/// The first digits of a digest, enough for people to tell models apart.
+pub fn short(digest: &str) -> &str {
+    digest.get(..12).unwrap_or(digest)
+}
+
+/// Gives freed memory back to the system: glibc keeps most of a dropped graph otherwise.
+pub fn trim_heap() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    #[expect(unsafe_code, reason = "glibc offers this to C alone")]
+    // SAFETY: malloc_trim takes no pointers and may be called at any time from any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

@@ -1,0 +1,317 @@
+//! The operator's settings: `host.toml`, its defaults and bounds, and everything read from the environment.
+
+pub(crate) mod document;
+mod keys;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+pub use document::{DocumentError, DocumentErrors};
+pub(crate) use keys::bounds;
+
+/// The names of the backends that this host knows, whether or not they are available.
+pub const BACKENDS: [&str; 4] = ["onnxruntime", "openvino", "tract", "rten"];
+
+/// What is wrong with `host.toml`: every mistake, each with its line.
+pub type ConfigErrors = DocumentErrors;
+
+/// The operator's settings. `host.example.toml` says what each is for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Config {
+    pub listen: Listen,
+    pub cache: Cache,
+    pub limits: Limits,
+    pub models: Models,
+    pub inference: Inference,
+    pub engine: Engine,
+    pub log: Log,
+}
+
+/// Addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listen {
+    /// Where functions are served.
+    pub http: SocketAddr,
+    /// Where metrics and readiness are served; `None` turns them off.
+    pub admin: Option<SocketAddr>,
+}
+
+/// The host's own directory.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Cache {
+    /// As the operator gave it; [`Config::cache_dir`] resolves it.
+    pub dir: Option<PathBuf>,
+}
+
+/// Limits of calls.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    pub memory_mib: u64,
+    pub deadline_ms: u64,
+    pub concurrency: usize,
+    pub function_concurrency: usize,
+    pub queue_length: usize,
+    pub queue_wait_ms: u64,
+    pub request_body_mib: u64,
+    pub response_body_mib: u64,
+    pub header_read_ms: u64,
+    pub body_read_ms: u64,
+    pub connections: usize,
+    pub drain_ms: u64,
+    pub table_elements: usize,
+    pub handles: usize,
+}
+
+/// Models in memory, and what a model must pass before it is trusted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Models {
+    /// 0 stands for half of the physical memory; [`Models::budget_bytes`] resolves it.
+    pub memory_budget_mib: u64,
+    pub idle_timeout_s: u64,
+    pub load_ms: u64,
+    pub allow_guest_models: bool,
+    pub max_model_mib: u64,
+    pub vet: Vet,
+}
+
+/// Limits of the child process in which a model runs for the first time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vet {
+    pub memory_mib: u64,
+    pub cpu_s: u64,
+    pub wall_ms: u64,
+}
+
+/// The inference pool and its backends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inference {
+    /// 0 stands for the number of cores; [`Inference::thread_count`] resolves it.
+    pub threads: usize,
+    pub queue_length: usize,
+    /// Names of [`BACKENDS`] in the operator's order of preference; one left out is not used.
+    pub backends: Vec<String>,
+    /// Where ONNX Runtime's library is, if not where it is looked for.
+    pub onnxruntime_library: Option<PathBuf>,
+    /// Where OpenVINO's library is, if not where it is looked for.
+    pub openvino_library: Option<PathBuf>,
+}
+
+/// Settings of the wasm engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Engine {
+    pub pool_keep_resident_kib: u64,
+    pub pagemap_scan: PagemapScan,
+}
+
+/// Whether a pooled memory is reset with Linux' PAGEMAP_SCAN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PagemapScan {
+    /// Where the kernel has it.
+    Auto,
+    Off,
+}
+
+/// The host's log, the access log and the logs of functions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    pub format: LogFormat,
+    pub access: bool,
+    /// `None`: `.tenon/logs` beside `spin.toml`.
+    pub dir: Option<PathBuf>,
+    pub function_log_mib: u64,
+}
+
+/// How the host writes its log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// No directory can be found for the cache.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "no place for the cache: neither `XDG_CACHE_HOME` nor `HOME` is an absolute path; set `dir` under `[cache]` in host.toml"
+)]
+pub struct NoCacheDir;
+
+impl Default for Listen {
+    fn default() -> Self {
+        let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        Self { http: local(3000), admin: Some(local(3001)) }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            memory_mib: 256,
+            deadline_ms: 30_000,
+            concurrency: 128,
+            function_concurrency: 64,
+            queue_length: 256,
+            queue_wait_ms: 1000,
+            request_body_mib: 16,
+            response_body_mib: 16,
+            header_read_ms: 10_000,
+            body_read_ms: 30_000,
+            connections: 1024,
+            drain_ms: 30_000,
+            table_elements: 20_000,
+            handles: 4096,
+        }
+    }
+}
+
+impl Default for Models {
+    fn default() -> Self {
+        Self {
+            memory_budget_mib: 0,
+            idle_timeout_s: 300,
+            load_ms: 120_000,
+            allow_guest_models: false,
+            max_model_mib: 4096,
+            vet: Vet { memory_mib: 8192, cpu_s: 120, wall_ms: 180_000 },
+        }
+    }
+}
+
+impl Default for Inference {
+    fn default() -> Self {
+        Self {
+            threads: 0,
+            queue_length: 1024,
+            backends: BACKENDS.map(str::to_owned).to_vec(),
+            onnxruntime_library: None,
+            openvino_library: None,
+        }
+    }
+}
+
+impl Default for Engine {
+    fn default() -> Self {
+        Self { pool_keep_resident_kib: 4096, pagemap_scan: PagemapScan::Auto }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, access: false, dir: None, function_log_mib: 10 }
+    }
+}
+
+impl Config {
+    /// Reads `host.toml` at `path`; without one, the defaults.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the file, at once.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigErrors> {
+        match path {
+            Some(path) => Self::parse(&document::read(path)?, path),
+            None => Ok(Self::default()),
+        }
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self, ConfigErrors> {
+        // A relative path in the file is meant from where the file is, not from where the host starts.
+        let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let dir = absolute.parent().unwrap_or(Path::new("/"));
+        document::walk(path, text, |root| keys::read(root, dir))
+    }
+
+    /// The host's own directory: `cache.dir`, else `$XDG_CACHE_HOME/tenon`, else `$HOME/.cache/tenon`.
+    ///
+    /// # Errors
+    /// None of the three is set.
+    pub fn cache_dir(&self) -> Result<PathBuf, NoCacheDir> {
+        self.cache_dir_given(environment("XDG_CACHE_HOME"), environment("HOME"))
+    }
+
+    fn cache_dir_given(&self, xdg: Option<String>, home: Option<String>) -> Result<PathBuf, NoCacheDir> {
+        // The XDG specification has a relative path ignored.
+        let absolute = |path: Option<String>| path.map(PathBuf::from).filter(|p| p.is_absolute());
+        let xdg = absolute(xdg).map(|dir| dir.join("tenon"));
+        let home = absolute(home).map(|dir| dir.join(".cache/tenon"));
+        self.cache.dir.clone().or(xdg).or(home).ok_or(NoCacheDir)
+    }
+}
+
+impl Models {
+    /// The memory budget in bytes on a machine with `physical_bytes` of memory.
+    pub fn budget_bytes(&self, physical_bytes: u64) -> u64 {
+        match self.memory_budget_mib {
+            0 => physical_bytes / 2,
+            mib => mib << 20,
+        }
+    }
+}
+
+impl Inference {
+    /// How many threads run inference on a machine with `cores` cores.
+    pub fn thread_count(&self, cores: usize) -> usize {
+        match self.threads {
+            0 => cores.max(1),
+            threads => threads,
+        }
+    }
+}
+
+/// The filter of the host's log, from `TENON_LOG` (such as `info` or `tenon=debug`).
+pub fn log_filter() -> Option<String> {
+    environment("TENON_LOG")
+}
+
+/// The value of the app variable `name` from `SPIN_VARIABLE_<NAME>`.
+pub fn variable(name: &str) -> Option<String> {
+    std::env::var(format!("SPIN_VARIABLE_{}", name.to_ascii_uppercase())).ok()
+}
+
+/// Whether `TENON_REQUIRE`, a list with commas, demands the tests that need `what`.
+pub fn demands(what: &str) -> bool {
+    environment("TENON_REQUIRE").is_some_and(|list| lists(&list, what))
+}
+
+fn lists(list: &str, what: &str) -> bool {
+    list.split(',').any(|name| name.trim() == what)
+}
+
+/// A variable of the environment; one that is set to nothing counts as not set.
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cache_has_a_place() {
+        let check = |dir: &str, xdg: &str, home: &str, expected: Option<&str>| {
+            let some = |value: &str| Some(value.to_owned()).filter(|value| !value.is_empty());
+            let cache = Cache { dir: some(dir).map(PathBuf::from) };
+            let config = Config { cache, ..Config::default() };
+            let found = config.cache_dir_given(some(xdg), some(home)).ok();
+            assert_eq!(found, expected.map(PathBuf::from), "{dir} {xdg} {home}");
+        };
+        check("/d", "/x", "/h", Some("/d"));
+        check("", "/x", "/h", Some("/x/tenon"));
+        check("", "x", "/h", Some("/h/.cache/tenon"));
+        check("", "", "/h", Some("/h/.cache/tenon"));
+        check("", "", "", None);
+    }
+
+    #[test]
+    fn zero_means_as_the_machine_has() {
+        assert_eq!(Models::default().budget_bytes(8 << 30), 4 << 30);
+        let models = Models { memory_budget_mib: 3, ..Models::default() };
+        assert_eq!(models.budget_bytes(8 << 30), 3 << 20);
+        assert_eq!(Inference::default().thread_count(6), 6);
+        assert_eq!(Inference { threads: 2, ..Inference::default() }.thread_count(6), 2);
+    }
+
+    #[test]
+    fn tests_are_demanded_by_name() {
+        assert!(lists("onnxruntime, openvino", "openvino"));
+        assert!(!lists("onnxruntime", "onnx"));
+    }
+}

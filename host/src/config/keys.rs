@@ -1,0 +1,290 @@
+//! The keys of `host.toml` and the values that each may have.
+
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+use super::document::{Table, Value};
+use super::{BACKENDS, Cache, Config, Engine, Inference, Limits, Listen, Log, LogFormat};
+use super::{Models, PagemapScan, Vet};
+
+/// What a limit may be, here and in the app manifest.
+pub(crate) mod bounds {
+    use std::ops::RangeInclusive;
+
+    /// A day is the longest that anything may take.
+    pub(crate) const DEADLINE_MS: RangeInclusive<u64> = 1..=super::DAY_MS;
+    pub(crate) const MEMORY_MIB: RangeInclusive<u64> = 1..=65_536;
+    pub(crate) const CONCURRENCY: RangeInclusive<u64> = 1..=10_000;
+    pub(crate) const BODY_MIB: RangeInclusive<u64> = 1..=4096;
+    /// Up to a year.
+    pub(crate) const IDLE_S: RangeInclusive<u64> = 1..=365 * 24 * 60 * 60;
+}
+
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// Reads the whole file; `dir` is where a relative path in it starts.
+pub(super) fn read(root: &mut Table<'_>, dir: &Path) -> Config {
+    Config {
+        listen: root.table("listen", listen).unwrap_or_default(),
+        cache: root.table("cache", |t| Cache { dir: path(t, "dir", dir) }).unwrap_or_default(),
+        limits: root.table("limits", limits).unwrap_or_default(),
+        models: root.table("models", models).unwrap_or_default(),
+        inference: root.table("inference", |t| inference(t, dir)).unwrap_or_default(),
+        engine: root.table("engine", engine).unwrap_or_default(),
+        log: root.table("log", |t| log(t, dir)).unwrap_or_default(),
+    }
+}
+
+fn listen(t: &mut Table<'_>) -> Listen {
+    let mut listen = Listen::default();
+    if let Some(http) = t.value("http").and_then(|value| address(&value)) {
+        listen.http = http;
+    }
+    if let Some(admin) = t.value("admin") {
+        listen.admin = match admin.as_str() {
+            Some("" | "off") => None,
+            _ => address(&admin),
+        };
+    }
+    // Port 0 asks the system for any free port, twice if need be.
+    if listen.http.port() != 0 && listen.admin == Some(listen.http) {
+        t.refuse("`listen.http` and `listen.admin` are one address; give each a port of its own");
+    }
+    listen
+}
+
+fn limits(t: &mut Table<'_>) -> Limits {
+    let mut limits = Limits::default();
+    set(t, "memory_mib", bounds::MEMORY_MIB, "MiB", &mut limits.memory_mib);
+    set(t, "deadline_ms", bounds::DEADLINE_MS, "ms", &mut limits.deadline_ms);
+    set(t, "concurrency", bounds::CONCURRENCY, "", &mut limits.concurrency);
+    set(t, "function_concurrency", bounds::CONCURRENCY, "", &mut limits.function_concurrency);
+    set(t, "queue_length", 0..=1_000_000, "", &mut limits.queue_length);
+    set(t, "queue_wait_ms", 0..=DAY_MS, "ms", &mut limits.queue_wait_ms);
+    set(t, "request_body_mib", bounds::BODY_MIB, "MiB", &mut limits.request_body_mib);
+    set(t, "response_body_mib", bounds::BODY_MIB, "MiB", &mut limits.response_body_mib);
+    set(t, "header_read_ms", 1..=DAY_MS, "ms", &mut limits.header_read_ms);
+    set(t, "body_read_ms", 1..=DAY_MS, "ms", &mut limits.body_read_ms);
+    set(t, "connections", 1..=1_000_000, "", &mut limits.connections);
+    set(t, "drain_ms", 0..=DAY_MS, "ms", &mut limits.drain_ms);
+    set(t, "table_elements", 1..=10_000_000, "", &mut limits.table_elements);
+    set(t, "handles", 16..=1_000_000, "", &mut limits.handles);
+    limits
+}
+
+fn models(t: &mut Table<'_>) -> Models {
+    let mut models = Models::default();
+    // Up to a pebibyte: beyond it a sum of bytes could overflow.
+    set(t, "memory_budget_mib", 0..=1 << 30, "MiB", &mut models.memory_budget_mib);
+    set(t, "idle_timeout_s", bounds::IDLE_S, "s", &mut models.idle_timeout_s);
+    set(t, "load_ms", 1..=DAY_MS, "ms", &mut models.load_ms);
+    set(t, "max_model_mib", 1..=1 << 20, "MiB", &mut models.max_model_mib);
+    if let Some(allow) = t.boolean("allow_guest_models") {
+        models.allow_guest_models = allow;
+    }
+    t.table("vet", |t| vet(t, &mut models.vet));
+    models
+}
+
+fn vet(t: &mut Table<'_>, vet: &mut Vet) {
+    set(t, "memory_mib", 64..=1 << 20, "MiB", &mut vet.memory_mib);
+    set(t, "cpu_s", 1..=86_400, "s", &mut vet.cpu_s);
+    set(t, "wall_ms", 100..=DAY_MS, "ms", &mut vet.wall_ms);
+}
+
+fn inference(t: &mut Table<'_>, dir: &Path) -> Inference {
+    let mut inference = Inference::default();
+    set(t, "threads", 0..=1024, "", &mut inference.threads);
+    set(t, "queue_length", 1..=1_000_000, "", &mut inference.queue_length);
+    if let Some(value) = t.value("backends") {
+        inference.backends = backends(&value);
+    }
+    inference.onnxruntime_library = t.table("onnxruntime", |t| path(t, "library", dir)).flatten();
+    inference.openvino_library = t.table("openvino", |t| path(t, "library", dir)).flatten();
+    inference
+}
+
+fn backends(value: &Value<'_>) -> Vec<String> {
+    let choices = BACKENDS.map(|name| (name, name));
+    let mut names: Vec<String> = Vec::new();
+    for item in value.items() {
+        match item.choice(&choices) {
+            Some(name) if names.iter().any(|known| known == name) => {
+                item.refuse(&format!("`{}` lists `{name}` twice; remove one", value.path()));
+            }
+            Some(name) => names.push(name.to_owned()),
+            None => {}
+        }
+    }
+    if value.is_empty() {
+        value.refuse(&format!("`{}` is empty; name at least one backend", value.path()));
+    }
+    names
+}
+
+fn engine(t: &mut Table<'_>) -> Engine {
+    let mut engine = Engine::default();
+    let keep = &mut engine.pool_keep_resident_kib;
+    set(t, "pool_keep_resident_kib", 0..=1 << 20, "KiB", keep);
+    let choices = [("auto", PagemapScan::Auto), ("off", PagemapScan::Off)];
+    if let Some(scan) = t.choice("pagemap_scan", &choices) {
+        engine.pagemap_scan = scan;
+    }
+    engine
+}
+
+fn log(t: &mut Table<'_>, dir: &Path) -> Log {
+    let mut log = Log { dir: path(t, "dir", dir), ..Log::default() };
+    let choices = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+    if let Some(format) = t.choice("format", &choices) {
+        log.format = format;
+    }
+    if let Some(access) = t.boolean("access") {
+        log.access = access;
+    }
+    set(t, "function_log_mib", 1..=1 << 20, "MiB", &mut log.function_log_mib);
+    log
+}
+
+fn set<N: TryFrom<u64>>(
+    t: &mut Table<'_>,
+    key: &'static str,
+    range: RangeInclusive<u64>,
+    unit: &str,
+    place: &mut N,
+) {
+    if let Some(number) = t.number(key, range, unit) {
+        *place = number;
+    }
+}
+
+/// A path; the empty string stands for none.
+fn path(t: &mut Table<'_>, key: &'static str, dir: &Path) -> Option<PathBuf> {
+    let path = t.string(key)?;
+    (!path.is_empty()).then(|| dir.join(path))
+}
+
+fn address(value: &Value<'_>) -> Option<SocketAddr> {
+    let text = value.string()?;
+    let address = text.parse().ok();
+    if address.is_none() {
+        let path = value.path();
+        let message =
+            format!("`{path}` must be an IP address and a port such as `127.0.0.1:3000`, not `{text}`");
+        value.refuse(&message);
+    }
+    address
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../host.example.toml"));
+
+    /// The example with every key in force: a key is commented out as `#key = ...`, prose as `# ...`.
+    fn example() -> String {
+        let lines = EXAMPLE.lines().map(|line| match line.strip_prefix('#') {
+            Some(key) if key.starts_with(|c: char| c.is_ascii_lowercase()) => key,
+            _ => line,
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    fn parse(text: &str) -> Result<Config, super::super::ConfigErrors> {
+        Config::parse(text, Path::new("/etc/tenon/host.toml"))
+    }
+
+    #[test]
+    fn the_example_shows_the_defaults() {
+        assert_eq!(parse(&example()).unwrap(), Config::default());
+        assert_eq!(parse(EXAMPLE).unwrap(), Config::default());
+        assert_eq!(parse("").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn the_example_has_every_key() {
+        let sections: Vec<_> = EXAMPLE.lines().filter(|line| line.starts_with('[')).collect();
+        assert!(sections.len() > 7, "{sections:?}");
+        for section in sections {
+            let text = format!("{section}\nnothing-like-any-known-key = 1");
+            let errors = parse(&text).unwrap_err().to_string();
+            let (_, known) = errors.split_once("the keys here are ").expect(&errors);
+            for key in known.split(", ") {
+                let key = key.trim_matches('`');
+                let path = section.trim_matches(['[', ']']);
+                let is_key = example().contains(&format!("\n{key} = "));
+                assert!(is_key || EXAMPLE.contains(&format!("\n[{path}.{key}]")), "{path}.{key}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_mistake_is_reported_with_its_line() {
+        let text = r#"[listen]
+http = "localhost"
+admin = 3001
+[limits]
+memory_mib = 0
+deadlin_ms = 5
+deadline_ms = "30s"
+concurrency = -1
+[modles]
+[inference]
+backends = ["tract", "onnx-runtime", "tract"]
+[inference.openvino]
+libary = "x"
+[engine]
+pagemap_scan = "on"
+[log]
+access = "yes""#;
+        let errors = parse(text).unwrap_err();
+        let expected = [
+            (2, "`listen.http` must be an IP address and a port such as `127.0.0.1:3000`, not `localhost`"),
+            (3, "`listen.admin` must be a string, not this integer"),
+            (5, "`limits.memory_mib` must be a whole number from 1 to 65536 MiB"),
+            (6, "unknown key `deadlin_ms` in `limits`; did you mean `deadline_ms`?"),
+            (7, "`limits.deadline_ms` must be a whole number from 1 to 86400000 ms"),
+            (8, "`limits.concurrency` must be a whole number from 1 to 10000"),
+            (9, "unknown key `modles` in the file; did you mean `models`?"),
+            (11, "`inference.backends` cannot be `onnx-runtime`; did you mean `onnxruntime`?"),
+            (11, "`inference.backends` lists `tract` twice; remove one"),
+            (13, "unknown key `libary` in `inference.openvino`; did you mean `library`?"),
+            (15, "`engine.pagemap_scan` cannot be `on`; it may be `auto`, `off`"),
+            (17, "`log.access` must be true or false, not this string"),
+        ];
+        let found: Vec<_> = errors.errors.iter().map(|error| (error.line, error.message.as_str())).collect();
+        assert_eq!(found, expected);
+        assert!(errors.to_string().starts_with("/etc/tenon/host.toml:2: `listen.http`"));
+    }
+
+    #[test]
+    fn values_are_taken() {
+        let check = |text: &str, change: &dyn Fn(&mut Config)| {
+            let mut expected = Config::default();
+            change(&mut expected);
+            assert_eq!(parse(text).unwrap(), expected, "{text}");
+        };
+        check("listen.admin = \"\"", &|c| c.listen.admin = None);
+        check("listen.admin = \"off\"", &|c| c.listen.admin = None);
+        check("listen.http = \"[::1]:80\"", &|c| {
+            c.listen.http = "[::1]:80".parse().unwrap();
+        });
+        check("cache.dir = \"c\"", &|c| c.cache.dir = Some("/etc/tenon/c".into()));
+        check("log.dir = \"/l\"", &|c| c.log.dir = Some("/l".into()));
+        check("models.vet = { cpu_s = 7 }", &|c| c.models.vet.cpu_s = 7);
+        check("inference.backends = [\"rten\"]", &|c| c.inference.backends = vec!["rten".into()]);
+        check("inference.openvino.library = \"/o.so\"", &|c| {
+            c.inference.openvino_library = Some("/o.so".into());
+        });
+        check("log.format = \"json\"", &|c| c.log.format = LogFormat::Json);
+        check("limits.queue_length = 0", &|c| c.limits.queue_length = 0);
+    }
+
+    #[test]
+    fn one_address_cannot_serve_twice() {
+        let text = "listen.http = \"127.0.0.1:3001\"";
+        assert!(parse(text).unwrap_err().to_string().contains("a port of its own"));
+    }
+}

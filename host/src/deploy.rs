@@ -1,0 +1,263 @@
+//! The walk of a deployment: fetch, compile, admit the models, link, describe, publish.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+
+use crate::artifact::cache::{Cache, CacheError};
+use crate::artifact::fetch::{self, FetchError};
+use crate::artifact::manifest::{Component, Files, Manifest, ManifestErrors, Target as TriggerTarget};
+use crate::backend::available::{Backends, ChooseError};
+use crate::backend::vet::{VetError, Vetting, hex};
+use crate::config::Config;
+use crate::function::revision::ModelSummary;
+use crate::function::route::{Route, StaticResponse};
+use crate::function::{App, Function, Functions, Revision, Routes, Snapshot, Target};
+use crate::instance::compile::{CompileError, compile};
+use crate::instance::engine::Engines;
+use crate::instance::log::FunctionLog;
+use crate::instance::state::Grants;
+use crate::instance::{CallError, Deadline, LinkError, Program, Surroundings};
+use crate::nn::Granted;
+use crate::backend::residency::Residency;
+
+mod models;
+
+pub use models::Admitted;
+
+/// What deployments need of the host.
+pub struct Deployer {
+    pub config: Arc<Config>,
+    pub engines: Arc<Engines>,
+    pub residency: Arc<Residency>,
+    pub backends: Backends,
+    pub vetting: Vetting,
+    pub cache: Cache,
+    pub functions: Arc<Functions>,
+    /// Where functions' own output goes.
+    pub logs: PathBuf,
+}
+
+/// Why one component was not deployed.
+#[derive(Debug, Error)]
+pub enum DeployError {
+    #[error("cannot get its component: {0}")]
+    Fetch(#[from] FetchError),
+    #[error("its component `{path}` {source}")]
+    Compile { path: String, source: CompileError },
+    #[error("model `{name}`: {source}")]
+    Model { name: String, source: ModelError },
+    #[error("{0}")]
+    Link(#[from] LinkError),
+    #[error("its files cannot be mounted: {0}")]
+    Files(CacheError),
+    #[error("it could not describe itself: {0}")]
+    Describe(CallError),
+    #[error("its memory limit of {asked_mib} MiB is over the host's {limit_mib} MiB (`limits.memory_mib` in host.toml)")]
+    Memory { asked_mib: u64, limit_mib: u64 },
+}
+
+/// Why a model cannot be granted.
+#[derive(Debug, Error)]
+pub enum ModelError {
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    #[error(transparent)]
+    Choose(#[from] ChooseError),
+    #[error("backend `{backend}` refuses it: {source}")]
+    Vet { backend: &'static str, source: VetError },
+}
+
+/// Everything that keeps an app from being served; nothing of it is then served anew.
+#[derive(Debug, Error)]
+pub enum AppError {
+    #[error(transparent)]
+    Manifest(#[from] ManifestErrors),
+    #[error("{}", .0.iter().map(|(name, error)| format!("failed to deploy `{name}`: {error}")).collect::<Vec<_>>().join("\n"))]
+    Functions(Vec<(String, DeployError)>),
+    #[error("{0}")]
+    Routes(String),
+}
+
+/// What a person is told while a deployment goes on.
+#[derive(Clone, Debug)]
+pub struct Step {
+    pub what: String,
+    pub took: Duration,
+}
+
+/// How long a function may take to describe itself.
+const DESCRIBE_MS: u64 = 5000;
+
+impl Deployer {
+    /// Makes an app what this host serves, all of it or nothing.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it, at once.
+    pub async fn deploy(&self, app: &Manifest, report: &(dyn Fn(Step) + Sync)) -> Result<(), AppError> {
+        let files = app.files()?;
+        let mut functions = Vec::new();
+        let mut errors = Vec::new();
+        for component in &app.components {
+            let name = app.function(component);
+            match self.revision(&name, component, &files, report).await {
+                Ok(revision) => {
+                    let concurrency =
+                        component.limits.concurrency.unwrap_or(self.config.limits.function_concurrency);
+                    let telemetry = &self.functions.telemetry;
+                    functions.push(Arc::new(Function::new(name, revision, concurrency, telemetry)));
+                }
+                Err(error) => errors.push((name, error)),
+            }
+        }
+        if !errors.is_empty() {
+            return Err(AppError::Functions(errors));
+        }
+        let routes = routes(app, &functions).map_err(AppError::Routes)?;
+        let about = App { name: app.name.clone(), version: app.version.clone() };
+        self.functions.publish(Snapshot { app: about, functions, routes });
+        Ok(())
+    }
+
+    async fn revision(
+        &self,
+        name: &str,
+        component: &Component,
+        files: &Files,
+        report: &(dyn Fn(Step) + Sync),
+    ) -> Result<Revision, DeployError> {
+        let memory_bytes = self.memory(component)?;
+        let fetched = timed(report, &format!("{name}: component"), fetch::component(&component.source)).await?;
+        let digest = hex(&Sha256::digest(&fetched.wasm));
+        let compiled = timed(report, &format!("{name}: native code"), self.compile(&fetched, &digest)).await?;
+        let (granted, models) = self.models(name, component, report).await?;
+        let files = self.mount(component, files)?;
+        let grants = Grants {
+            environment: component.environment.clone().into_iter().collect(),
+            variables: component.variables.clone(),
+            files: files.as_ref().map(|files| files.path().to_owned()),
+        };
+        let surroundings = Surroundings {
+            engines: Arc::clone(&self.engines),
+            residency: Arc::clone(&self.residency),
+            granted: Arc::new(granted),
+            grants: Arc::new(grants),
+            log: FunctionLog::new(&self.logs, &component.id, self.config.log.function_log_mib << 20),
+            memory_bytes,
+            table_elements: self.config.limits.table_elements,
+            handles: self.config.limits.handles,
+        };
+        let program = Program::link(&compiled.component, compiled.flavor, surroundings)?;
+        let deadline = Deadline { at: Instant::now() + Duration::from_millis(DESCRIBE_MS), ms: DESCRIBE_MS };
+        let description = program.describe(deadline).await.map_err(DeployError::Describe)?;
+        let limits = &self.config.limits;
+        let bytes = |own: Option<u64>, host: u64| usize::try_from(own.unwrap_or(host) << 20).unwrap_or(usize::MAX);
+        Ok(Revision {
+            program: Arc::new(program),
+            description,
+            digest,
+            deadline_ms: component.limits.deadline_ms.unwrap_or(limits.deadline_ms),
+            request_body_bytes: bytes(component.limits.request_body_mib, limits.request_body_mib),
+            response_body_bytes: bytes(component.limits.response_body_mib, limits.response_body_mib),
+            models,
+            files,
+        })
+    }
+
+    /// A function may ask for less memory than the host gives, not for more.
+    fn memory(&self, component: &Component) -> Result<usize, DeployError> {
+        let limit_mib = self.config.limits.memory_mib;
+        let asked_mib = component.limits.memory_mib.unwrap_or(limit_mib);
+        if asked_mib > limit_mib {
+            return Err(DeployError::Memory { asked_mib, limit_mib });
+        }
+        Ok(usize::try_from(asked_mib << 20).unwrap_or(usize::MAX))
+    }
+
+    async fn compile(
+        &self,
+        fetched: &fetch::Fetched,
+        digest: &str,
+    ) -> Result<crate::instance::compile::Compiled, DeployError> {
+        let (engines, wasm) = (Arc::clone(&self.engines), fetched.wasm.clone());
+        let (digest, folder) = (digest.to_owned(), self.cache.compiled());
+        let compiled = tokio::task::spawn_blocking(move || compile(&engines, &wasm, &digest, &folder)).await;
+        let failed = |source| DeployError::Compile { path: fetched.name.clone(), source };
+        match compiled {
+            Ok(compiled) => compiled.map_err(failed),
+            Err(panic) => Err(failed(CompileError::Compile(panic.to_string()))),
+        }
+    }
+
+    fn mount(
+        &self,
+        component: &Component,
+        files: &Files,
+    ) -> Result<Option<tempfile::TempDir>, DeployError> {
+        let mounts = files.mounts.get(&component.id).map(Vec::as_slice).unwrap_or_default();
+        if mounts.is_empty() {
+            return Ok(None);
+        }
+        let mounts: Vec<_> =
+            mounts.iter().map(|mount| (mount.source.clone(), mount.destination.clone())).collect();
+        self.cache.mount(&mounts).map(Some).map_err(DeployError::Files)
+    }
+
+    async fn models(
+        &self,
+        name: &str,
+        component: &Component,
+        report: &(dyn Fn(Step) + Sync),
+    ) -> Result<(Granted, Vec<ModelSummary>), DeployError> {
+        let mut granted = Granted::default();
+        let mut summaries = Vec::new();
+        for (model_name, model) in &component.models {
+            let what = format!("{name}: model {model_name}");
+            let admitted = timed(report, &what, self.admit(model)).await;
+            let admitted =
+                admitted.map_err(|source| DeployError::Model { name: model_name.clone(), source })?;
+            let backend = admitted.model.backend.name();
+            summaries.push(ModelSummary {
+                name: model_name.clone(),
+                digest: admitted.model.file.digest.clone(),
+                backend,
+                target: admitted.model.file.target.name(),
+                signature: admitted.signature,
+            });
+            let metrics = self.functions.telemetry.model(name, model_name, backend);
+            let grant = crate::nn::GrantedModel { model: admitted.model, metrics };
+            granted.models.insert(model_name.clone(), grant);
+        }
+        Ok((granted, summaries))
+    }
+}
+
+async fn timed<T>(report: &(dyn Fn(Step) + Sync), what: &str, work: impl Future<Output = T>) -> T {
+    let started = Instant::now();
+    let done = work.await;
+    report(Step { what: what.to_owned(), took: started.elapsed() });
+    done
+}
+
+fn routes(app: &Manifest, functions: &[Arc<Function>]) -> Result<Routes, String> {
+    let target = |target: &TriggerTarget| match target {
+        TriggerTarget::Component(id) => {
+            let name = format!("{}/{id}", app.name);
+            let function = functions.iter().find(|function| function.name == name);
+            function.map(|function| Target::Function(Arc::clone(function)))
+        }
+        TriggerTarget::Static { status, headers, body } => Some(Target::Static(Arc::new(StaticResponse {
+            status: *status,
+            headers: headers.clone(),
+            body: body.clone(),
+        }))),
+    };
+    let routes = app.triggers.iter().filter_map(|trigger| {
+        let pattern = trigger.route.clone()?;
+        Some(Route { pattern, target: target(&trigger.target)? })
+    });
+    Routes::new(routes.collect())
+}

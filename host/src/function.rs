@@ -1,0 +1,172 @@
+//! The functions of this host, and the snapshot of them that a request keeps to its end.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use arc_swap::ArcSwap;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::telemetry::{FunctionMetrics, Telemetry};
+
+pub mod revision;
+pub mod route;
+
+pub use revision::Revision;
+pub use route::{Matched, Routes, Target};
+
+/// A named thing to call: `<app>/<component>`.
+pub struct Function {
+    pub name: String,
+    pub revision: Arc<Revision>,
+    pub metrics: FunctionMetrics,
+    permits: Arc<Semaphore>,
+}
+
+impl Function {
+    /// A function that runs at most `concurrency` instances at once.
+    pub fn new(name: String, revision: Revision, concurrency: usize, telemetry: &Telemetry) -> Function {
+        let metrics = telemetry.function(&name);
+        let permits = Arc::new(Semaphore::new(concurrency.max(1)));
+        Function { name, revision: Arc::new(revision), metrics, permits }
+    }
+}
+
+/// An app, for those who ask what is served.
+#[derive(Clone, Debug, Default)]
+pub struct App {
+    pub name: String,
+    pub version: Option<String>,
+}
+
+/// What is served at one moment. It never changes: a deployment publishes the next one.
+#[derive(Default)]
+pub struct Snapshot {
+    pub app: App,
+    pub functions: Vec<Arc<Function>>,
+    pub routes: Routes,
+}
+
+/// The current snapshot, and how many instances may run.
+pub struct Functions {
+    current: ArcSwap<Snapshot>,
+    admission: Admission,
+    pub telemetry: Arc<Telemetry>,
+}
+
+impl Functions {
+    pub fn new(admission: Admission, telemetry: Arc<Telemetry>) -> Arc<Functions> {
+        Arc::new(Functions { current: ArcSwap::default(), admission, telemetry })
+    }
+
+    /// What is served now. A request asks once, and keeps the answer to its end.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.current.load_full()
+    }
+
+    /// Replaces what is served: requests that began before go on with what they began with.
+    pub fn publish(&self, snapshot: Snapshot) {
+        self.current.store(Arc::new(snapshot));
+    }
+
+    /// Waits, within bounds, until one more instance of the function may run.
+    ///
+    /// # Errors
+    /// Where too many wait already, or it takes too long.
+    pub async fn acquire(&self, function: &Function) -> Result<Permit, Overloaded> {
+        self.admission.acquire(function, &self.telemetry).await
+    }
+}
+
+/// How many instances may run, how many requests may wait for that, and for how long.
+pub struct Admission {
+    instances: Arc<Semaphore>,
+    queued: AtomicUsize,
+    queue_length: usize,
+    wait: std::time::Duration,
+}
+
+/// No instance was allowed in time.
+#[derive(Clone, Copy, Debug)]
+pub struct Overloaded;
+
+/// The right to run one instance.
+pub struct Permit {
+    _function: OwnedSemaphorePermit,
+    _host: OwnedSemaphorePermit,
+    _counted: Counted,
+}
+
+/// Counts an instance for as long as its permit is held.
+struct Counted(prometheus_client::metrics::gauge::Gauge);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl Admission {
+    pub fn new(instances: usize, queue_length: usize, wait: std::time::Duration) -> Admission {
+        Admission {
+            instances: Arc::new(Semaphore::new(instances)),
+            queued: AtomicUsize::new(0),
+            queue_length,
+            wait,
+        }
+    }
+
+    async fn acquire(&self, function: &Function, telemetry: &Telemetry) -> Result<Permit, Overloaded> {
+        let permits = match self.at_once(function) {
+            Some(permits) => permits,
+            None => self.in_turn(function, telemetry).await?,
+        };
+        telemetry.instances.inc();
+        let counted = Counted(telemetry.instances.clone());
+        Ok(Permit { _function: permits.0, _host: permits.1, _counted: counted })
+    }
+
+    /// The function's own permit first: what waits for its own function holds nothing of the host.
+    fn at_once(&self, function: &Function) -> Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
+        let own = Arc::clone(&function.permits).try_acquire_owned().ok()?;
+        let host = Arc::clone(&self.instances).try_acquire_owned().ok()?;
+        Some((own, host))
+    }
+
+    async fn in_turn(
+        &self,
+        function: &Function,
+        telemetry: &Telemetry,
+    ) -> Result<(OwnedSemaphorePermit, OwnedSemaphorePermit), Overloaded> {
+        let _waiting = Waiting::enter(self, telemetry).ok_or(Overloaded)?;
+        let turn = async {
+            let own = Arc::clone(&function.permits).acquire_owned().await;
+            let host = Arc::clone(&self.instances).acquire_owned().await;
+            (own.expect("the semaphore is never closed"), host.expect("the semaphore is never closed"))
+        };
+        tokio::time::timeout(self.wait, turn).await.map_err(|_| Overloaded)
+    }
+}
+
+/// A place in the queue, given back when dropped.
+struct Waiting<'a> {
+    queued: &'a AtomicUsize,
+    telemetry: &'a Telemetry,
+}
+
+impl<'a> Waiting<'a> {
+    fn enter(admission: &'a Admission, telemetry: &'a Telemetry) -> Option<Waiting<'a>> {
+        if admission.queued.fetch_add(1, Ordering::AcqRel) >= admission.queue_length {
+            admission.queued.fetch_sub(1, Ordering::AcqRel);
+            return None;
+        }
+        telemetry.queued.inc();
+        Some(Waiting { queued: &admission.queued, telemetry })
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.queued.fetch_sub(1, Ordering::AcqRel);
+        self.telemetry.queued.dec();
+    }
+}

@@ -1,0 +1,33 @@
+//! One deployed version of a function: it never changes.
+
+use std::sync::Arc;
+
+use crate::instance::Program;
+use crate::instance::typed::Description;
+
+/// What runs, and within which limits.
+pub struct Revision {
+    pub program: Arc<Program>,
+    /// How a typed function describes itself; absent for HTTP functions.
+    pub description: Option<Description>,
+    /// SHA-256 of the component, in lower-case hex.
+    pub digest: String,
+    pub deadline_ms: u64,
+    pub request_body_bytes: usize,
+    pub response_body_bytes: usize,
+    /// The models that it was granted, for people.
+    pub models: Vec<ModelSummary>,
+    /// The folder of its files, for as long as anything of the revision runs.
+    pub files: Option<tempfile::TempDir>,
+}
+
+/// A granted model in a few words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelSummary {
+    pub name: String,
+    pub digest: String,
+    pub backend: &'static str,
+    pub target: &'static str,
+    /// Inputs and outputs, in words.
+    pub signature: String,
+}

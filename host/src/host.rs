@@ -1,0 +1,225 @@
+//! One host: everything that serves and deploys, put together from its settings.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::artifact::cache::{Cache, CacheError};
+use crate::backend::available::{Backends, Libraries};
+use crate::backend::pool::Pool;
+use crate::backend::residency::Residency;
+use crate::backend::vet::{VetLimits, Vetting};
+use crate::config::{Config, NoCacheDir, PagemapScan};
+use crate::deploy::Deployer;
+use crate::function::{Admission, Functions};
+use crate::instance::engine::{EngineLimits, Engines, resets_by_pagemap};
+use crate::serve::access::AccessLog;
+use crate::serve::{ServeLimits, Server};
+use crate::telemetry::Telemetry;
+use crate::{admin, instance};
+
+/// A host that listens.
+pub struct Host {
+    pub deployer: Arc<Deployer>,
+    pub functions: Arc<Functions>,
+    pub residency: Arc<Residency>,
+    /// Where functions are served.
+    pub http: SocketAddr,
+    /// Where the operator is answered, if anywhere.
+    pub admin: Option<SocketAddr>,
+    server: Arc<Server>,
+    serving: JoinHandle<bool>,
+    operating: Option<JoinHandle<()>>,
+    stop: watch::Sender<bool>,
+}
+
+/// What a host needs to know beside its settings.
+pub struct Surroundings {
+    /// The program that tries models out: the `tenon` program.
+    pub program: PathBuf,
+    /// Where functions' own output goes.
+    pub logs: PathBuf,
+}
+
+/// Why a host does not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    #[error(transparent)]
+    NoCacheDir(#[from] NoCacheDir),
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    #[error("cannot listen on {address}: {source}; stop what listens there, or choose another address")]
+    Listen { address: SocketAddr, source: std::io::Error },
+    #[error("the WebAssembly engine cannot be set up: {0}; fewer `limits.concurrency` in host.toml may help")]
+    Engine(String),
+    #[error("cannot start a thread: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+impl Host {
+    /// Starts a host that listens, with nothing to serve yet.
+    ///
+    /// # Errors
+    /// Where an address is taken, or the system refuses memory, threads or the cache folder.
+    pub async fn start(config: Config, around: Surroundings) -> Result<Host, StartError> {
+        let http = listen(config.listen.http).await?;
+        let admin = match config.listen.admin {
+            Some(address) => Some(listen(address).await?),
+            None => None,
+        };
+        let telemetry = Arc::new(Telemetry::new());
+        let cache = Cache::open(&config.cache_dir()?)?;
+        let residency = residency(&config, &telemetry)?;
+        let functions = Functions::new(admission(&config), Arc::clone(&telemetry));
+        let deployer = deployer(config, around, cache, &residency, &functions)?;
+        let config = Arc::clone(&deployer.config);
+        let access = if config.log.access { Some(AccessLog::start()?) } else { None };
+        let server = Server::new(Arc::clone(&functions), serve_limits(&config), access);
+        let (stop, stopping) = watch::channel(false);
+        let addresses = (http.local_addr()?, admin.as_ref().map(TcpListener::local_addr).transpose()?);
+        let drain = Duration::from_millis(config.limits.drain_ms);
+        let serving = tokio::spawn({
+            let server = Arc::clone(&server);
+            async move { server.run(http, stopping, drain).await }
+        });
+        let operating =
+            admin.map(|admin| tokio::spawn(admin::run(admin, Arc::clone(&functions), Arc::clone(&server))));
+        Ok(Host {
+            deployer: Arc::new(deployer),
+            functions,
+            residency,
+            http: addresses.0,
+            admin: addresses.1,
+            server,
+            serving,
+            operating,
+            stop,
+        })
+    }
+
+    /// Stops accepting, and finishes what runs. Answers whether all of it ended in time.
+    pub async fn drain(self) -> bool {
+        self.stop.send_replace(true);
+        let ended = self.serving.await.unwrap_or(false);
+        if let Some(operating) = self.operating {
+            operating.abort();
+        }
+        ended
+    }
+
+    /// Whether the host is shutting down.
+    pub fn draining(&self) -> bool {
+        self.server.draining()
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })
+}
+
+fn admission(config: &Config) -> Admission {
+    let limits = &config.limits;
+    Admission::new(limits.concurrency, limits.queue_length, Duration::from_millis(limits.queue_wait_ms))
+}
+
+fn residency(config: &Config, telemetry: &Arc<Telemetry>) -> Result<Arc<Residency>, StartError> {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let pool = Pool::start(config.inference.thread_count(cores), config.inference.queue_length)?;
+    let budget = config.models.budget_bytes(physical_memory());
+    let max_input = usize::try_from(config.limits.memory_mib << 20).unwrap_or(usize::MAX);
+    Ok(Residency::start(pool, budget, max_input, Arc::clone(telemetry)))
+}
+
+/// Memory of the machine in bytes.
+pub fn physical_memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    u64::from(info.mem_unit) * u64::try_from(info.totalram).unwrap_or(u64::MAX)
+}
+
+fn engines(config: &Config) -> Result<Engines, StartError> {
+    let limits = &config.limits;
+    let scan = config.engine.pagemap_scan == PagemapScan::Auto;
+    match resets_by_pagemap() {
+        Ok(()) if scan => tracing::debug!("used memory is reset by page map: there is no swap"),
+        Ok(()) => tracing::info!("used memory is not kept: `engine.pagemap_scan` is off"),
+        Err(reason) => tracing::info!(reason, "used memory is not kept, so instances start slower"),
+    }
+    let engine = EngineLimits {
+        // A few more than requests: functions describe themselves while others are served.
+        instances: u32::try_from(limits.concurrency).unwrap_or(u32::MAX).saturating_add(4),
+        memory_bytes: usize::try_from(limits.memory_mib << 20).unwrap_or(usize::MAX),
+        table_elements: limits.table_elements,
+        keep_resident_bytes: usize::try_from(config.engine.pool_keep_resident_kib << 10).unwrap_or(usize::MAX),
+        pagemap_scan: scan,
+    };
+    Engines::new(engine).map_err(|error| StartError::Engine(instance::chain(&error)))
+}
+
+fn deployer(
+    config: Config,
+    around: Surroundings,
+    cache: Cache,
+    residency: &Arc<Residency>,
+    functions: &Arc<Functions>,
+) -> Result<Deployer, StartError> {
+    let libraries = libraries(&config, &cache.libraries());
+    let vet = &config.models.vet;
+    let vetting = Vetting {
+        program: around.program,
+        verdicts: cache.verdicts(),
+        limits: VetLimits {
+            memory_bytes: vet.memory_mib << 20,
+            cpu_s: vet.cpu_s,
+            wall: Duration::from_millis(vet.wall_ms),
+        },
+        libraries: libraries.clone(),
+    };
+    Ok(Deployer {
+        engines: Arc::new(engines(&config)?),
+        residency: Arc::clone(residency),
+        backends: Backends::find(&config.inference.backends, &libraries),
+        vetting,
+        cache,
+        functions: Arc::clone(functions),
+        logs: around.logs,
+        config: Arc::new(config),
+    })
+}
+
+/// Where the native backends' libraries are looked for: the operator's choice, else what was installed.
+pub fn libraries(config: &Config, installed: &Path) -> Libraries {
+    Libraries {
+        onnxruntime: config.inference.onnxruntime_library.clone(),
+        openvino: config.inference.openvino_library.clone(),
+        search: installed_folders(installed),
+    }
+}
+
+/// The folders below `installed`, newest name first.
+fn installed_folders(installed: &Path) -> Vec<PathBuf> {
+    let mut folders: Vec<_> =
+        std::fs::read_dir(installed).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    folders.sort();
+    folders.reverse();
+    folders
+}
+
+fn serve_limits(config: &Config) -> ServeLimits {
+    let limits = &config.limits;
+    let body = usize::try_from(limits.request_body_mib << 20).unwrap_or(usize::MAX);
+    ServeLimits {
+        connections: limits.connections,
+        header_read: Duration::from_millis(limits.header_read_ms),
+        body_read: Duration::from_millis(limits.body_read_ms),
+        // As if every instance had the longest body, within a quarter of the memory.
+        buffered_bodies: body
+            .saturating_mul(limits.concurrency)
+            .min(usize::try_from(physical_memory() / 4).unwrap_or(usize::MAX)),
+    }
+}

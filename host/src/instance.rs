@@ -1,0 +1,203 @@
+//! One call of a guest: a fresh instance in a Store of its own, under limits, gone when it has answered.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use thiserror::Error;
+use wasmtime::component::{Component, InstancePre};
+use wasmtime::{Store, Trap, UpdateDeadline};
+use wasmtime_wasi::I32Exit;
+use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime_wasi_http::p3::bindings::ServicePre;
+
+use crate::backend::residency::Residency;
+use crate::nn::bindings::PlatformPre;
+use crate::nn::{Granted, Session, Usage};
+
+pub mod compile;
+pub mod engine;
+pub mod http;
+pub mod limits;
+pub mod log;
+pub mod state;
+pub mod typed;
+
+use engine::{Engines, Flavor, Running};
+use limits::Limits;
+use log::FunctionLog;
+use state::{Grants, State};
+
+/// What every instance of one revision runs with.
+pub struct Surroundings {
+    pub engines: Arc<Engines>,
+    pub residency: Arc<Residency>,
+    pub granted: Arc<Granted>,
+    pub grants: Arc<Grants>,
+    pub log: Arc<FunctionLog>,
+    /// Guest memory and host tensors of one instance together, in bytes.
+    pub memory_bytes: usize,
+    pub table_elements: usize,
+    /// Handles that one instance may have open.
+    pub handles: usize,
+}
+
+/// A component ready to be instantiated.
+pub struct Program {
+    kind: Kind,
+    surroundings: Surroundings,
+}
+
+enum Kind {
+    Typed(PlatformPre<State>),
+    HttpP2(ProxyPre<State>),
+    HttpP3(ServicePre<State>),
+}
+
+/// Why a component cannot be served.
+#[derive(Debug, Error)]
+pub enum LinkError {
+    #[error("the component imports something that this host does not have: {0}")]
+    Import(String),
+    #[error(
+        "the component exports {found}; a function exports one of `tenon:function/function@0.1.0` (a typed model \
+         function), `wasi:http/incoming-handler@0.2` or `wasi:http/handler@0.3.0`"
+    )]
+    Export { found: String },
+    #[error("the engine cannot be set up: {0}")]
+    Engine(String),
+}
+
+/// Why a call of a guest gave no answer.
+#[derive(Clone, Debug, Error)]
+pub enum CallError {
+    #[error("the function did not answer before its deadline of {0} ms")]
+    DeadlineExceeded(u64),
+    #[error("the function trapped: {0}")]
+    Trapped(String),
+    #[error("the function needs more than its {0} MiB of memory")]
+    OverMemory(usize),
+    #[error("the function answered wrongly: {0}")]
+    BadReply(String),
+    /// The error that the function raises on purpose.
+    #[error("{message}")]
+    Raised { code: String, message: String, status: Option<u16> },
+    #[error("the function cannot be started: {0}")]
+    Start(String),
+}
+
+/// The moment by which a call must have answered, and the length that it was given.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline {
+    pub at: Instant,
+    pub ms: u64,
+}
+
+/// What the epoch callback raises; never seen by callers.
+#[derive(Debug, Error)]
+#[error("deadline exceeded")]
+struct Overdue;
+
+impl Program {
+    /// Links a component, and finds out which kind of function it is.
+    ///
+    /// # Errors
+    /// Where it imports what the host lacks, or exports none of the three kinds.
+    pub fn link(component: &Component, flavor: Flavor, surroundings: Surroundings) -> Result<Program, LinkError> {
+        let linked = surroundings.engines.linked(flavor).map_err(|error| LinkError::Engine(chain(&error)))?;
+        let pre = linked
+            .linker
+            .instantiate_pre(component)
+            .map_err(|error| LinkError::Import(chain(&error)))?;
+        let kind = kind(pre, flavor).ok_or_else(|| LinkError::Export { found: exports(component, linked) })?;
+        Ok(Program { kind, surroundings })
+    }
+
+    /// Whether the component takes and gives tensors.
+    pub fn is_typed(&self) -> bool {
+        matches!(self.kind, Kind::Typed(_))
+    }
+
+    /// What the component is, for people.
+    pub fn kind_name(&self) -> &'static str {
+        match self.kind {
+            Kind::Typed(_) => "typed model function",
+            Kind::HttpP2(_) => "wasi:http/incoming-handler@0.2",
+            Kind::HttpP3(_) => "wasi:http/handler@0.3",
+        }
+    }
+
+    /// The models that the function was granted.
+    pub fn granted(&self) -> &Granted {
+        &self.surroundings.granted
+    }
+
+    fn store(&self, deadline: Deadline) -> Result<Store<State>, CallError> {
+        let around = &self.surroundings;
+        let session = Session::new(Arc::clone(&around.residency), Arc::clone(&around.granted), deadline.at);
+        let limits = Limits::new(around.memory_bytes, around.table_elements);
+        let state = State::new(&around.grants, &around.log, limits, around.handles, session)
+            .map_err(|error| CallError::Start(chain(&error)))?;
+        let mut store = match &self.kind {
+            Kind::Typed(pre) => Store::new(pre.engine(), state),
+            Kind::HttpP2(pre) => Store::new(pre.engine(), state),
+            Kind::HttpP3(pre) => Store::new(pre.engine(), state),
+        };
+        store.limiter(|state| &mut state.limits);
+        store.set_hostcall_fuel(around.memory_bytes);
+        store.set_max_component_handles(around.handles);
+        store.epoch_deadline_callback(move |_| {
+            if Instant::now() >= deadline.at { Err(Overdue.into()) } else { Ok(UpdateDeadline::Yield(1)) }
+        });
+        store.set_epoch_deadline(1);
+        Ok(store)
+    }
+
+    fn running(&self) -> Running {
+        self.surroundings.engines.running()
+    }
+
+    /// What a failed call was, told from the error and what the instance had used.
+    fn failure(&self, error: &wasmtime::Error, limits: &Limits, deadline: Deadline) -> CallError {
+        if error.downcast_ref::<Overdue>().is_some() || Instant::now() >= deadline.at {
+            return CallError::DeadlineExceeded(deadline.ms);
+        }
+        if limits.exceeded() {
+            return CallError::OverMemory(limits.limit() >> 20);
+        }
+        if let Some(trap) = error.downcast_ref::<Trap>() {
+            return CallError::Trapped(trap.to_string());
+        }
+        if let Some(I32Exit(status)) = error.downcast_ref::<I32Exit>() {
+            return CallError::Trapped(format!("it ended itself with status {status}"));
+        }
+        CallError::Trapped(error.root_cause().to_string())
+    }
+}
+
+/// What a call used of models, beside its answer.
+pub type Answered<T> = (Result<T, CallError>, Usage);
+
+fn kind(pre: InstancePre<State>, flavor: Flavor) -> Option<Kind> {
+    if let Ok(pre) = PlatformPre::new(pre.clone()) {
+        return Some(Kind::Typed(pre));
+    }
+    if let Ok(pre) = ProxyPre::new(pre.clone()) {
+        return Some(Kind::HttpP2(pre));
+    }
+    match flavor {
+        Flavor::Plain => None,
+        Flavor::Concurrent => ServicePre::new(pre).ok().map(Kind::HttpP3),
+    }
+}
+
+fn exports(component: &Component, linked: &engine::Linked) -> String {
+    let ty = component.component_type();
+    let names: Vec<_> = ty.exports(&linked.engine).map(|(name, _)| format!("`{name}`")).collect();
+    if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
+}
+
+/// An error and its causes in one line.
+pub fn chain(error: &wasmtime::Error) -> String {
+    let causes: Vec<_> = error.chain().map(|cause| cause.to_string().replace('\n', " ")).collect();
+    causes.join(": ")
+}

@@ -1,0 +1,131 @@
+//! What the host holds for one instance.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use wasmtime::component::{Accessor, HasSelf, ResourceTable};
+use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi_http::{Error as HttpError, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView};
+
+use super::limits::Limits;
+use super::log::FunctionLog;
+use crate::nn::Session;
+
+/// Bindings of Spin's own interfaces.
+pub mod spin {
+    wasmtime::component::bindgen!({
+        path: "../wit",
+        world: "spin",
+        imports: { default: trappable },
+    });
+}
+
+/// What every instance of a revision is given.
+#[derive(Debug, Default)]
+pub struct Grants {
+    pub environment: Vec<(String, String)>,
+    pub variables: BTreeMap<String, String>,
+    /// A folder of the function's files, which it sees as its root and cannot write to.
+    pub files: Option<PathBuf>,
+}
+
+/// The data of one instance's Store.
+pub struct State {
+    pub table: ResourceTable,
+    pub limits: Limits,
+    pub nn: Session,
+    wasi: WasiCtx,
+    http: WasiHttpCtx,
+    egress: Egress,
+    grants: Arc<Grants>,
+}
+
+impl State {
+    /// # Errors
+    /// Where the folder of the function's files cannot be opened.
+    pub fn new(
+        grants: &Arc<Grants>,
+        log: &Arc<FunctionLog>,
+        limits: Limits,
+        handles: usize,
+        nn: Session,
+    ) -> wasmtime::Result<State> {
+        let mut wasi = WasiCtx::builder();
+        wasi.stdout(log.stdout()).stderr(log.stderr()).allow_tcp(false).allow_udp(false);
+        for (name, value) in &grants.environment {
+            wasi.env(name, value);
+        }
+        if let Some(files) = &grants.files {
+            wasi.preopened_dir(files, "/", FsPerms::ReadOnly)?;
+        }
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(handles);
+        Ok(State {
+            table,
+            limits,
+            nn,
+            wasi: wasi.build(),
+            http: WasiHttpCtx::new(),
+            egress: Egress,
+            grants: Arc::clone(grants),
+        })
+    }
+}
+
+impl WasiView for State {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl WasiHttpView for State {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.egress }
+    }
+}
+
+/// Outbound HTTP: denied, since no function can be granted a host yet.
+struct Egress;
+
+type Sent = Result<
+    (
+        http::Response<WasiBody>,
+        Box<dyn Future<Output = Result<(), HttpError>> + Send>,
+    ),
+    HttpError,
+>;
+
+impl WasiHttpHooks for Egress {
+    fn send_request(
+        &mut self,
+        _: http::Request<WasiBody>,
+        _: Option<RequestOptions>,
+        _: Box<dyn Future<Output = Result<(), HttpError>> + Send>,
+    ) -> Box<dyn Future<Output = Sent> + Send> {
+        Box::new(async { Err(HttpError::HttpRequestDenied) })
+    }
+}
+
+use spin::spin::variables::variables;
+
+impl variables::Host for State {}
+
+impl<T: Send> variables::HostWithStore<T> for HasSelf<State> {
+    async fn get(
+        accessor: &Accessor<T, Self>,
+        name: String,
+    ) -> wasmtime::Result<Result<String, variables::Error>> {
+        Ok(accessor.with(|mut store| {
+            let variables = &store.get().grants.variables;
+            variables.get(&name).cloned().ok_or_else(|| {
+                let valid = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+                if !name.is_empty() && name.chars().all(valid) {
+                    variables::Error::Undefined(name)
+                } else {
+                    variables::Error::InvalidName(name)
+                }
+            })
+        }))
+    }
+}

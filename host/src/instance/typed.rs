@@ -1,0 +1,195 @@
+//! Calls of typed model functions: tensors in, tensors or the function's own error out.
+
+use std::time::Duration;
+
+use super::{Answered, CallError, Deadline, Kind, Program};
+use crate::backend::Port;
+use crate::instance::state::State;
+use crate::nn::bindings::PlatformPre;
+use crate::nn::bindings::exports::tenon::function::function as export;
+use crate::nn::bindings::tenon::function::tensors::{NamedTensor, TensorMetadata};
+use crate::nn::Usage;
+use crate::tensor::Tensor;
+
+/// A call of a typed function, free of protocol.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    /// Inputs in the order of the function's description, already checked against it.
+    pub inputs: Vec<(String, Tensor)>,
+    pub parameters: Vec<(String, Parameter)>,
+    /// The outputs that the caller wants; empty for all.
+    pub outputs: Vec<String>,
+}
+
+/// What a typed function answered.
+#[derive(Clone, Debug, Default)]
+pub struct Reply {
+    pub outputs: Vec<(String, Tensor)>,
+    pub parameters: Vec<(String, Parameter)>,
+}
+
+/// A value beside the tensors.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Parameter {
+    Bool(bool),
+    Int64(i64),
+    Uint64(u64),
+    Double(f64),
+    Text(String),
+}
+
+/// How a typed function describes itself.
+#[derive(Clone, Debug, Default)]
+pub struct Description {
+    pub inputs: Vec<Port>,
+    pub outputs: Vec<Port>,
+    /// Media types of raw bodies that the function takes as its one BYTES input.
+    pub accepts: Vec<String>,
+    /// The media type of its one BYTES output for callers that sent a raw body.
+    pub answers: Option<String>,
+}
+
+impl Program {
+    /// Asks a typed function to describe itself; `None` for the other kinds.
+    ///
+    /// # Errors
+    /// Where the call fails, or the description makes no sense.
+    pub async fn describe(&self, deadline: Deadline) -> Result<Option<Description>, CallError> {
+        let Kind::Typed(pre) = &self.kind else { return Ok(None) };
+        let _running = self.running();
+        let mut store = self.store(deadline)?;
+        let described = within(deadline, async {
+            let guest = pre.instantiate_async(&mut store).await?;
+            guest.tenon_function_function().call_describe(&mut store).await
+        });
+        match described.await {
+            Some(Ok(metadata)) => description(metadata).map(Some),
+            Some(Err(error)) => Err(self.failure(&error, &store.data().limits, deadline)),
+            None => Err(CallError::DeadlineExceeded(deadline.ms)),
+        }
+    }
+
+    /// Calls a typed function in a fresh instance.
+    pub async fn call(&self, request: Request, deadline: Deadline) -> Answered<Reply> {
+        let Kind::Typed(pre) = &self.kind else {
+            return (Err(CallError::Start("the function takes HTTP requests".to_owned())), Usage::default());
+        };
+        let _running = self.running();
+        let mut store = match self.store(deadline) {
+            Ok(store) => store,
+            Err(error) => return (Err(error), Usage::default()),
+        };
+        let answered = match within(deadline, answer(pre, &mut store, request)).await {
+            Some(Ok(answered)) => answered,
+            Some(Err(error)) => Err(self.failure(&error, &store.data().limits, deadline)),
+            None => Err(CallError::DeadlineExceeded(deadline.ms)),
+        };
+        let usage = store.data().nn.usage().clone();
+        (answered, usage)
+    }
+}
+
+/// The deadline from outside: for guests that wait in the host, where epochs do not reach.
+async fn within<T>(deadline: Deadline, work: impl Future<Output = T>) -> Option<T> {
+    // A little later than the epoch's, so that a guest that computes is told apart from one that waits.
+    const SLACK: Duration = Duration::from_millis(2);
+    tokio::time::timeout_at((deadline.at + SLACK).into(), work).await.ok()
+}
+
+async fn answer(
+    pre: &PlatformPre<State>,
+    store: &mut wasmtime::Store<State>,
+    request: Request,
+) -> wasmtime::Result<Result<Reply, CallError>> {
+    let request = match lower(store.data_mut(), request)? {
+        Some(request) => request,
+        None => return Ok(Err(CallError::OverMemory(store.data().limits.limit() >> 20))),
+    };
+    let guest = pre.instantiate_async(&mut *store).await?;
+    let answered = guest.tenon_function_function().call_call(&mut *store, &request).await?;
+    let response = match answered {
+        Ok(response) => response,
+        Err(export::Error { code, message, status }) => {
+            return Ok(Err(CallError::Raised { code, message, status }));
+        }
+    };
+    let outputs = store.data_mut().take_named(response.outputs)?;
+    let parameters = response.parameters.into_iter().map(|parameter| (parameter.name, parameter.value.into()));
+    Ok(Ok(Reply { outputs, parameters: parameters.collect() }))
+}
+
+fn lower(state: &mut State, request: Request) -> wasmtime::Result<Option<export::Request>> {
+    let mut inputs = Vec::with_capacity(request.inputs.len());
+    for (name, tensor) in request.inputs {
+        let Some(tensor) = state.push_tensor(tensor)? else { return Ok(None) };
+        inputs.push(NamedTensor { name, tensor });
+    }
+    let parameters = request.parameters.into_iter();
+    let parameters = parameters.map(|(name, value)| export::Parameter { name, value: value.into() });
+    Ok(Some(export::Request { inputs, parameters: parameters.collect(), outputs: request.outputs }))
+}
+
+fn description(metadata: export::Metadata) -> Result<Description, CallError> {
+    let ports = |ports: Vec<TensorMetadata>| ports.into_iter().map(port).collect::<Result<Vec<_>, _>>();
+    let description = Description {
+        inputs: ports(metadata.inputs)?,
+        outputs: ports(metadata.outputs)?,
+        accepts: metadata.accepts,
+        answers: metadata.answers,
+    };
+    let bad = |reason: String| Err(CallError::BadReply(format!("its description is wrong: {reason}")));
+    for ports in [&description.inputs, &description.outputs] {
+        for (index, port) in ports.iter().enumerate() {
+            if ports[..index].iter().any(|earlier| earlier.name == port.name) {
+                return bad(format!("`{}` stands in it twice", port.name));
+            }
+        }
+    }
+    if !description.accepts.is_empty() && !is_one_bytes(&description.inputs) {
+        return bad("it accepts raw bodies, but does not have exactly one BYTES input".to_owned());
+    }
+    if description.answers.is_some() && !is_one_bytes(&description.outputs) {
+        return bad("it answers raw bodies, but does not have exactly one BYTES output".to_owned());
+    }
+    Ok(description)
+}
+
+fn is_one_bytes(ports: &[Port]) -> bool {
+    matches!(ports, [port] if port.datatype == crate::tensor::Datatype::Bytes)
+}
+
+fn port(metadata: TensorMetadata) -> Result<Port, CallError> {
+    let dim = |dim: i64| match dim {
+        -1 => Ok(None),
+        dim => usize::try_from(dim).map(Some),
+    };
+    let shape: Result<Vec<_>, _> = metadata.shape.into_iter().map(dim).collect();
+    let Ok(shape) = shape else {
+        return Err(CallError::BadReply(format!("`{}` is described with a negative dimension", metadata.name)));
+    };
+    Ok(Port { name: metadata.name, datatype: metadata.datatype.into(), shape: Some(shape) })
+}
+
+impl From<export::ParameterValue> for Parameter {
+    fn from(value: export::ParameterValue) -> Parameter {
+        match value {
+            export::ParameterValue::Bool(value) => Parameter::Bool(value),
+            export::ParameterValue::Int64(value) => Parameter::Int64(value),
+            export::ParameterValue::Uint64(value) => Parameter::Uint64(value),
+            export::ParameterValue::Double(value) => Parameter::Double(value),
+            export::ParameterValue::Text(value) => Parameter::Text(value),
+        }
+    }
+}
+
+impl From<Parameter> for export::ParameterValue {
+    fn from(value: Parameter) -> export::ParameterValue {
+        match value {
+            Parameter::Bool(value) => export::ParameterValue::Bool(value),
+            Parameter::Int64(value) => export::ParameterValue::Int64(value),
+            Parameter::Uint64(value) => export::ParameterValue::Uint64(value),
+            Parameter::Double(value) => export::ParameterValue::Double(value),
+            Parameter::Text(value) => export::ParameterValue::Text(value),
+        }
+    }
+}

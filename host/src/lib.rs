@@ -1,0 +1,24 @@
+//! Tenon runs model functions: a machine-learning model with its pre- and post-processing as one WebAssembly
+//! component, started fresh for every request.
+//!
+//! The modules stand in the order in which a request, and then a deployment, goes through them; each uses only
+//! what comes after it.
+
+// A request.
+pub mod serve;
+// A deployment, which ends where a request begins.
+pub mod admin;
+pub mod deploy;
+pub mod host;
+// What both use.
+pub mod artifact;
+pub mod function;
+pub mod instance;
+pub mod nn;
+// What all use.
+pub mod backend;
+pub mod config;
+pub mod telemetry;
+pub mod tensor;
+
+pub mod cli;

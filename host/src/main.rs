@@ -1,0 +1,16 @@
+//! The `tenon` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // First of all, while this is the only thread: the setting is read by libraries that are loaded later.
+    #[cfg(feature = "onnxruntime")]
+    tenon::backend::onnxruntime::disable_telemetry();
+    match tenon::cli::run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

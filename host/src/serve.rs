@@ -1,0 +1,288 @@
+//! The data plane: accepts connections, answers requests, drains.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use http::{Method, Request, Response};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+
+use crate::function::{Function, Functions, Matched, Snapshot, Target};
+use crate::instance::Deadline;
+use crate::nn::Usage;
+
+pub mod access;
+pub mod body;
+pub mod http_function;
+pub mod json;
+pub mod spin_headers;
+pub mod status;
+pub mod typed_function;
+
+use access::AccessLog;
+use body::Body;
+use status::AnswerError;
+
+/// What bounds a connection and a request before its function is known.
+#[derive(Clone, Debug)]
+pub struct ServeLimits {
+    /// Open connections; more wait to be accepted.
+    pub connections: usize,
+    /// Time for a request's head to arrive.
+    pub header_read: Duration,
+    /// Time for a request's body to arrive.
+    pub body_read: Duration,
+    /// Bytes of request bodies that are held for all requests together.
+    pub buffered_bodies: usize,
+}
+
+/// One listener of the data plane.
+pub struct Server {
+    functions: Arc<Functions>,
+    limits: ServeLimits,
+    bodies: body::Budget,
+    access: Option<AccessLog>,
+    draining: AtomicBool,
+    ids: access::RequestIds,
+}
+
+/// A request as far as it has been looked at, for its log line.
+#[derive(Clone, Debug, Default)]
+pub struct Trace {
+    pub function: Option<String>,
+    pub queue: Duration,
+    pub run: Duration,
+    pub usage: Usage,
+    pub error: Option<String>,
+}
+
+impl Server {
+    pub fn new(functions: Arc<Functions>, limits: ServeLimits, access: Option<AccessLog>) -> Arc<Server> {
+        let bodies = body::Budget::new(limits.buffered_bodies);
+        let ids = access::RequestIds::new();
+        Arc::new(Server { functions, limits, bodies, access, draining: AtomicBool::new(false), ids })
+    }
+
+    /// Whether new requests are refused because the host is shutting down.
+    pub fn draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Serves until `stop` says so, then finishes what runs for at most `drain`. Answers whether all of it ended.
+    pub async fn run(
+        self: &Arc<Self>,
+        listener: TcpListener,
+        mut stop: watch::Receiver<bool>,
+        drain: Duration,
+    ) -> bool {
+        let places = Arc::new(Semaphore::new(self.limits.connections));
+        let mut open = tokio::task::JoinSet::new();
+        let closing = stop.clone();
+        loop {
+            let accepted = async {
+                let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
+                (listener.accept().await, place)
+            };
+            tokio::select! {
+                () = async { let _ = stop.wait_for(|stop| *stop).await; } => break,
+                Some(_) = open.join_next(), if !open.is_empty() => {}
+                (accepted, place) = accepted => match accepted {
+                    Ok((stream, client)) => {
+                        let server = Arc::clone(self);
+                        let closing = closing.clone();
+                        open.spawn(async move {
+                            server.connection(stream, client, closing).await;
+                            drop(place);
+                        });
+                    }
+                    Err(error) => {
+                        // Most often too many open files: others must close before another try makes sense.
+                        tracing::warn!(%error, "a connection could not be accepted");
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                },
+            }
+        }
+        self.draining.store(true, Ordering::Relaxed);
+        drop(listener);
+        tokio::time::timeout(drain, async { while open.join_next().await.is_some() {} }).await.is_ok()
+    }
+
+    async fn connection(
+        self: &Arc<Self>,
+        stream: TcpStream,
+        client: SocketAddr,
+        mut closing: watch::Receiver<bool>,
+    ) {
+        let _ = stream.set_nodelay(true);
+        let connections = self.functions.telemetry.connections.clone();
+        connections.inc();
+        let service = service_fn(|request| {
+            let server = Arc::clone(self);
+            async move { Ok::<_, std::convert::Infallible>(server.answer(request, client).await) }
+        });
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.limits.header_read)
+            .max_buf_size(64 << 10)
+            .serve_connection(TokioIo::new(stream), service);
+        let mut connection = std::pin::pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = async { let _ = closing.wait_for(|closing| *closing).await; } => {
+                connection.as_mut().graceful_shutdown();
+                connection.as_mut().await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%client, %error, "a connection ended early");
+        }
+        connections.dec();
+    }
+
+    /// The walk of a request.
+    pub async fn answer(&self, request: Request<Incoming>, client: SocketAddr) -> Response<Body> {
+        let started = Instant::now();
+        let head = access::Head::of(&request, client, &self.ids);
+        let snapshot = self.functions.snapshot();
+        let mut trace = Trace::default();
+        let mut response = match self.route(&snapshot, request, client, &head, &mut trace).await {
+            Ok(response) => response,
+            Err(error) => self.refuse(&error, &head, &mut trace),
+        };
+        head.mark(&mut response, &trace);
+        self.count(&snapshot, &trace, started.elapsed());
+        if let Some(access) = &self.access {
+            access.write(&head, &response, &trace, started.elapsed());
+        }
+        response
+    }
+
+    async fn route(
+        &self,
+        snapshot: &Snapshot,
+        request: Request<Incoming>,
+        client: SocketAddr,
+        head: &access::Head,
+        trace: &mut Trace,
+    ) -> Result<Response<Body>, AnswerError> {
+        if let Some(response) = well_known(snapshot, request.uri().path()) {
+            return response;
+        }
+        if self.draining() {
+            return Err(AnswerError::Draining);
+        }
+        let path = request.uri().path().to_owned();
+        let Some(matched) = snapshot.routes.find(&path) else {
+            return Err(AnswerError::FunctionNotFound(path));
+        };
+        match &matched.route.target {
+            Target::Static(answer) => Ok(body::fixed(answer)),
+            Target::Function(function) => {
+                trace.function = Some(function.name.clone());
+                self.call(function, &matched, request, client, head, trace).await
+            }
+        }
+    }
+
+    async fn call(
+        &self,
+        function: &Arc<Function>,
+        matched: &Matched<'_>,
+        request: Request<Incoming>,
+        client: SocketAddr,
+        head: &access::Head,
+        trace: &mut Trace,
+    ) -> Result<Response<Body>, AnswerError> {
+        let revision = &function.revision;
+        if revision.program.is_typed() {
+            let call = typed_function::read(function, request, &self.bodies, self.limits.body_read).await?;
+            let permit = self.acquire(function, trace).await?;
+            typed_function::answer(function, call, permit, trace).await
+        } else {
+            let permit = self.acquire(function, trace).await?;
+            let request = http_function::prepare(request, matched, client, head, revision, self.limits.body_read);
+            http_function::answer(function, request?, permit, trace).await
+        }
+    }
+
+    async fn acquire(
+        &self,
+        function: &Function,
+        trace: &mut Trace,
+    ) -> Result<crate::function::Permit, AnswerError> {
+        let waiting = Instant::now();
+        let permit = self.functions.acquire(function).await;
+        trace.queue = waiting.elapsed();
+        Ok(permit?)
+    }
+
+    fn refuse(&self, error: &AnswerError, head: &access::Head, trace: &mut Trace) -> Response<Body> {
+        let problem = error.problem();
+        if error.is_fault() {
+            tracing::warn!(
+                function = trace.function.as_deref().unwrap_or_default(),
+                request_id = head.request_id.as_str(),
+                error = problem.name,
+                "{error}"
+            );
+        }
+        let response = body::problem(&problem);
+        trace.error = Some(problem.name);
+        response
+    }
+
+    fn count(&self, snapshot: &Snapshot, trace: &Trace, took: Duration) {
+        let Some(name) = &trace.function else { return };
+        let Some(function) = snapshot.functions.iter().find(|function| function.name == *name) else { return };
+        let metrics = &function.metrics;
+        metrics.requests.inc();
+        metrics.duration.observe(took.as_secs_f64());
+        metrics.queue.observe(trace.queue.as_secs_f64());
+        metrics.run.observe(trace.run.as_secs_f64());
+        if trace.usage.cold {
+            metrics.cold_starts.inc();
+        }
+        if let Some(error) = &trace.error {
+            self.functions.telemetry.error(metrics, error);
+        }
+    }
+}
+
+/// The deadline of a call that begins now.
+fn deadline(function: &Function) -> Deadline {
+    let ms = function.revision.deadline_ms;
+    Deadline { at: Instant::now() + Duration::from_millis(ms), ms }
+}
+
+/// Spin's own paths. Everything else below `/.well-known/spin/` and below `/v2` is kept free of functions.
+fn well_known(snapshot: &Snapshot, path: &str) -> Option<Result<Response<Body>, AnswerError>> {
+    match path {
+        "/.well-known/spin/health" => Some(Ok(body::text("text/plain", "OK"))),
+        "/.well-known/spin/info" => {
+            let mut info = serde_json::Map::new();
+            info.insert("name".to_owned(), snapshot.app.name.clone().into());
+            if let Some(version) = &snapshot.app.version {
+                info.insert("version".to_owned(), version.clone().into());
+            }
+            let info = serde_json::to_string_pretty(&info).expect("a JSON value can be written");
+            Some(Ok(body::text("application/json", info)))
+        }
+        path if reserved(path) => Some(Err(AnswerError::FunctionNotFound(path.to_owned()))),
+        _ => None,
+    }
+}
+
+fn reserved(path: &str) -> bool {
+    path == "/v2" || path.starts_with("/v2/") || path.starts_with("/.well-known/")
+}
+
+/// Methods that a typed function answers to.
+fn is_post(method: &Method) -> bool {
+    method == Method::POST
+}

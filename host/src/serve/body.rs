@@ -1,0 +1,182 @@
+//! Bodies: requests collected within limits, responses sent within limits.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use http::{Response, StatusCode};
+use http_body_util::BodyExt;
+use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use serde_json::json;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::status::{AnswerError, Problem};
+use crate::function::route::StaticResponse;
+use crate::instance::http::{HttpError, ResponseBody};
+
+/// A response's body: known whole, or still coming from a guest.
+pub enum Body {
+    Whole(Option<Bytes>),
+    Guest { body: ResponseBody, left: usize },
+}
+
+/// Why a body broke off after its head was sent.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokenBody {
+    #[error("the function broke off its answer: {0:?}")]
+    Guest(HttpError),
+    #[error("the function's answer is longer than it may be")]
+    TooLarge,
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = BrokenBody;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
+        match self.get_mut() {
+            Body::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Body::Guest { body, left } => Pin::new(body).poll_frame(context).map(|frame| {
+                frame.map(|frame| {
+                    let frame = frame.map_err(BrokenBody::Guest)?;
+                    let length = frame.data_ref().map_or(0, Bytes::len);
+                    *left = left.checked_sub(length).ok_or(BrokenBody::TooLarge)?;
+                    Ok(frame)
+                })
+            }),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Body::Whole(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
+            Body::Guest { body, .. } => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Body::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Body::Guest { body, .. } => body.size_hint(),
+        }
+    }
+}
+
+/// A whole answer.
+pub fn text(content_type: &'static str, body: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(Body::Whole(Some(body.into())));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+/// An error as problem details (RFC 9457).
+pub fn problem(problem: &Problem) -> Response<Body> {
+    let body = json!({
+        "type": "about:blank",
+        "title": problem.name,
+        "status": problem.status,
+        "detail": problem.detail,
+    });
+    let mut response = text("application/problem+json", body.to_string());
+    *response.status_mut() = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    if let Some(seconds) = problem.retry_after_s {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if problem.status == 405 {
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
+    }
+    response
+}
+
+/// An answer that stands in the manifest, which has checked it.
+pub fn fixed(answer: &Arc<StaticResponse>) -> Response<Body> {
+    let mut response = Response::new(Body::Whole(Some(Bytes::from(answer.body.clone()))));
+    *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::OK);
+    for (name, value) in &answer.headers {
+        if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), HeaderValue::from_str(value)) {
+            response.headers_mut().insert(name, value);
+        }
+    }
+    response
+}
+
+/// How many bytes of request bodies the host holds at once, over all requests.
+pub struct Budget(Arc<Semaphore>);
+
+/// Bytes are counted in pages, since a semaphore counts to 2^29 on 32-bit machines.
+const PAGE: usize = 4096;
+
+/// A collected body and its share of the budget.
+pub struct Collected {
+    pub bytes: Bytes,
+    pub share: Share,
+}
+
+/// A part of the budget, given back when dropped.
+#[derive(Default)]
+pub struct Share(Option<OwnedSemaphorePermit>);
+
+impl Budget {
+    pub fn new(bytes: usize) -> Budget {
+        Budget(Arc::new(Semaphore::new((bytes / PAGE).clamp(1, Semaphore::MAX_PERMITS))))
+    }
+
+    /// Reads a body of at most `limit` bytes, behind `headroom` bytes that the caller fills in.
+    ///
+    /// # Errors
+    /// Where the body is too long, too slow or cut off, or the host holds too many already.
+    pub async fn collect(
+        &self,
+        mut body: Incoming,
+        headroom: &[u8],
+        limit: usize,
+        wait: Duration,
+    ) -> Result<Collected, AnswerError> {
+        let announced = body.size_hint().exact().map(|exact| usize::try_from(exact).unwrap_or(usize::MAX));
+        if announced.is_some_and(|announced| announced > limit) {
+            return Err(AnswerError::TooLarge(limit));
+        }
+        let mut share = Share::default();
+        // What was announced may never come: memory is taken for what did.
+        let first = announced.unwrap_or(PAGE).min(64 << 10);
+        let mut bytes = BytesMut::with_capacity(headroom.len() + first);
+        bytes.extend_from_slice(headroom);
+        let reading = async {
+            while let Some(frame) = body.frame().await {
+                let frame = frame.map_err(|_| AnswerError::InvalidInput("the body was cut off".to_owned()))?;
+                let Some(data) = frame.data_ref() else { continue };
+                if bytes.len() - headroom.len() + data.len() > limit {
+                    return Err(AnswerError::TooLarge(limit));
+                }
+                self.extend(&mut share, bytes.len() + data.len())?;
+                bytes.extend_from_slice(data);
+            }
+            Ok(())
+        };
+        tokio::time::timeout(wait, reading)
+            .await
+            .map_err(|_| AnswerError::SlowBody(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)))??;
+        Ok(Collected { bytes: bytes.freeze(), share })
+    }
+
+    fn extend(&self, Share(share): &mut Share, total: usize) -> Result<(), AnswerError> {
+        let have = share.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let more = total.div_ceil(PAGE).saturating_sub(have);
+        if more == 0 {
+            return Ok(());
+        }
+        let more = u32::try_from(more).map_err(|_| AnswerError::Overloaded)?;
+        let more = Arc::clone(&self.0).try_acquire_many_owned(more).map_err(|_| AnswerError::Overloaded)?;
+        match share {
+            Some(share) => share.merge(more),
+            None => *share = Some(more),
+        }
+        Ok(())
+    }
+}

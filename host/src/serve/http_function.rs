@@ -1,0 +1,114 @@
+//! HTTP functions: the request goes to the guest as it is, its body as it comes.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{CONNECTION, HOST, HeaderName};
+use http::{HeaderValue, Request, Response};
+use http_body_util::BodyExt;
+use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use tokio::time::Sleep;
+
+use super::body::Body;
+use super::status::AnswerError;
+use super::{Trace, access, deadline, spin_headers};
+use crate::function::{Function, Matched, Permit, Revision};
+use crate::instance::http::{HttpError, RequestBody};
+
+/// The request as the guest gets it.
+///
+/// # Errors
+/// Where the body is announced to be too long.
+pub fn prepare(
+    request: Request<Incoming>,
+    matched: &Matched<'_>,
+    client: SocketAddr,
+    head: &access::Head,
+    revision: &Revision,
+    body_read: Duration,
+) -> Result<Request<RequestBody>, AnswerError> {
+    let limit = revision.request_body_bytes;
+    if request.body().size_hint().lower() > limit as u64 {
+        return Err(AnswerError::TooLarge(limit));
+    }
+    let (mut parts, body) = request.into_parts();
+    spin_headers::set(&mut parts, matched, client);
+    parts.headers.remove(CONNECTION);
+    // HTTP/1.0 callers need not send one, but wasi:http has no request without an authority.
+    parts.headers.entry(HOST).or_insert(HeaderValue::from_static("localhost"));
+    if let Ok(id) = HeaderValue::from_str(&head.request_id) {
+        parts.headers.insert(HeaderName::from_static("x-request-id"), id);
+    }
+    let body = Bounded { body, left: limit, late: Box::pin(tokio::time::sleep(body_read)) };
+    Ok(Request::from_parts(parts, body.boxed_unsync()))
+}
+
+/// Calls the function. Its permit goes with the body of the answer.
+///
+/// # Errors
+/// Where the guest fails before it has answered.
+pub async fn answer(
+    function: &Arc<Function>,
+    request: Request<RequestBody>,
+    permit: Permit,
+    trace: &mut Trace,
+) -> Result<Response<Body>, AnswerError> {
+    let running = Instant::now();
+    // The revision, with its files, must outlive its instances.
+    let held = (permit, Arc::clone(function));
+    let (response, usage) = function.revision.program.handle(request, deadline(function), held).await;
+    trace.run = running.elapsed();
+    trace.usage = usage;
+    let mut response = response?;
+    for name in [CONNECTION, HeaderName::from_static("keep-alive"), http::header::TRANSFER_ENCODING] {
+        response.headers_mut().remove(name);
+    }
+    let left = function.revision.response_body_bytes;
+    if response.body().size_hint().lower() > left as u64 {
+        return Err(AnswerError::ReplyTooLarge(left));
+    }
+    Ok(response.map(|body| Body::Guest { body, left }))
+}
+
+/// A request's body that fails when it is too long or too slow.
+struct Bounded {
+    body: Incoming,
+    left: usize,
+    late: Pin<Box<Sleep>>,
+}
+
+impl HttpBody for Bounded {
+    type Data = Bytes;
+    type Error = HttpError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        if polled.is_pending() && self.late.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Some(Err(HttpError::ConnectionReadTimeout)));
+        }
+        polled.map(|frame| {
+            frame.map(|frame| {
+                let frame = frame.map_err(|_| HttpError::ConnectionTerminated)?;
+                let length = frame.data_ref().map_or(0, Bytes::len);
+                let left = self.left.checked_sub(length);
+                self.left = left.ok_or(HttpError::HttpRequestBodySize(None))?;
+                Ok(frame)
+            })
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,129 @@
+//! What a caller is told of an error: the one place that knows status codes.
+
+use thiserror::Error;
+
+use crate::function::Overloaded;
+use crate::instance::CallError;
+
+/// Why a request was not answered as asked.
+#[derive(Debug, Error)]
+pub enum AnswerError {
+    #[error("there is no function at `{0}`")]
+    FunctionNotFound(String),
+    #[error("`{method}` is not allowed here; use {allowed}")]
+    MethodNotAllowed { method: String, allowed: &'static str },
+    #[error("{0}")]
+    InvalidInput(String),
+    #[error("the body is longer than the {0} bytes that this function takes")]
+    TooLarge(usize),
+    #[error("the body did not arrive within {0} ms")]
+    SlowBody(u64),
+    #[error("the host has no room for this request now; try again")]
+    Overloaded,
+    #[error("the host is shutting down")]
+    Draining,
+    #[error(transparent)]
+    Call(#[from] CallError),
+    #[error("the function's answer is longer than the {0} bytes that it may be")]
+    ReplyTooLarge(usize),
+    #[error("something went wrong in the host")]
+    Internal,
+}
+
+impl From<Overloaded> for AnswerError {
+    fn from(Overloaded: Overloaded) -> AnswerError {
+        AnswerError::Overloaded
+    }
+}
+
+/// An error as callers see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    pub status: u16,
+    /// Stable, for programs.
+    pub name: String,
+    /// For people.
+    pub detail: String,
+    /// Seconds after which another try makes sense.
+    pub retry_after_s: Option<u32>,
+}
+
+impl AnswerError {
+    pub fn problem(&self) -> Problem {
+        let (status, name) = match self {
+            AnswerError::FunctionNotFound(_) => (404, "function-not-found"),
+            AnswerError::MethodNotAllowed { .. } => (405, "method-not-allowed"),
+            AnswerError::InvalidInput(_) => (400, "invalid-input"),
+            AnswerError::TooLarge(_) => (413, "too-large"),
+            AnswerError::SlowBody(_) => (408, "slow-body"),
+            AnswerError::Overloaded => (503, "overloaded"),
+            AnswerError::Draining => (503, "draining"),
+            AnswerError::Call(error) => call(error),
+            AnswerError::ReplyTooLarge(_) => (502, "guest-bad-reply"),
+            AnswerError::Internal => (500, "internal"),
+        };
+        let retry_after_s = (status == 503).then_some(1);
+        Problem { status, name: name.to_owned(), detail: self.to_string(), retry_after_s }
+    }
+
+    /// Whether it is ours or the author's to look at, rather than the caller's: such errors are logged as warnings.
+    pub fn is_fault(&self) -> bool {
+        match self {
+            AnswerError::Call(CallError::Raised { .. })
+            | AnswerError::FunctionNotFound(_)
+            | AnswerError::MethodNotAllowed { .. }
+            | AnswerError::InvalidInput(_)
+            | AnswerError::TooLarge(_)
+            | AnswerError::SlowBody(_)
+            | AnswerError::Overloaded
+            | AnswerError::Draining => false,
+            AnswerError::Call(_) | AnswerError::ReplyTooLarge(_) | AnswerError::Internal => true,
+        }
+    }
+}
+
+fn call(error: &CallError) -> (u16, &str) {
+    match error {
+        CallError::DeadlineExceeded(_) => (504, "deadline-exceeded"),
+        CallError::Trapped(_) => (502, "guest-trapped"),
+        CallError::OverMemory(_) => (502, "guest-over-memory"),
+        CallError::BadReply(_) => (502, "guest-bad-reply"),
+        CallError::Start(_) => (500, "internal"),
+        // What a function says of itself goes, within what is an error at all.
+        CallError::Raised { code, status, .. } => {
+            (status.filter(|status| (400..=599).contains(status)).unwrap_or(422), code)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(error: AnswerError, status: u16, name: &str) {
+        let problem = error.problem();
+        assert_eq!((problem.status, problem.name.as_str()), (status, name));
+        assert_eq!(problem.retry_after_s.is_some(), status == 503);
+    }
+
+    #[test]
+    fn every_error_has_its_status() {
+        let raised = |status| {
+            let (code, message) = ("not-an-image".to_owned(), String::new());
+            AnswerError::Call(CallError::Raised { code, message, status })
+        };
+        check(AnswerError::FunctionNotFound("/x".to_owned()), 404, "function-not-found");
+        check(AnswerError::InvalidInput(String::new()), 400, "invalid-input");
+        check(AnswerError::TooLarge(1), 413, "too-large");
+        check(AnswerError::Overloaded, 503, "overloaded");
+        check(AnswerError::Draining, 503, "draining");
+        check(AnswerError::Call(CallError::DeadlineExceeded(1)), 504, "deadline-exceeded");
+        check(AnswerError::Call(CallError::Trapped(String::new())), 502, "guest-trapped");
+        check(AnswerError::Call(CallError::OverMemory(1)), 502, "guest-over-memory");
+        check(raised(None), 422, "not-an-image");
+        check(raised(Some(415)), 415, "not-an-image");
+        check(raised(Some(200)), 422, "not-an-image");
+        check(raised(Some(99)), 422, "not-an-image");
+        check(AnswerError::Internal, 500, "internal");
+    }
+}

@@ -1,0 +1,195 @@
+//! Typed functions on an HTTP route: JSON tensors, or a raw body where the function takes one.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Request, Response, StatusCode};
+use hyper::body::Incoming;
+
+use super::body::{self, Body, Budget, Collected, Share};
+use super::status::AnswerError;
+use super::{Trace, deadline, is_post, json};
+use crate::function::{Function, Permit};
+use crate::instance::CallError;
+use crate::instance::typed::{self, Description, Reply};
+use crate::tensor::{Datatype, Tensor};
+
+/// A call and how its caller wants the answer.
+pub struct Call {
+    request: typed::Request,
+    form: Form,
+    /// The tensors hold the body, so its share of the budget is held as long.
+    _share: Share,
+}
+
+enum Form {
+    Json { id: Option<String> },
+    Raw,
+}
+
+/// Reads a call from a request.
+///
+/// # Errors
+/// Where the request is not one that the function takes.
+pub async fn read(
+    function: &Function,
+    request: Request<Incoming>,
+    bodies: &Budget,
+    wait: Duration,
+) -> Result<Call, AnswerError> {
+    let revision = &function.revision;
+    let description = revision.description.as_ref().ok_or(AnswerError::Internal)?;
+    if !is_post(request.method()) {
+        let method = request.method().to_string();
+        return Err(AnswerError::MethodNotAllowed { method, allowed: "POST" });
+    }
+    let media_type = media_type(&request)?;
+    let limit = revision.request_body_bytes;
+    if accepts(description, &media_type) {
+        // The length of the one BYTES element goes before it, and is known when the body is here.
+        let collected = bodies.collect(request.into_body(), &[0; 4], limit, wait).await?;
+        return raw(collected, description);
+    }
+    if !is_json(&media_type) {
+        return Err(unsupported(description, &media_type));
+    }
+    let collected = bodies.collect(request.into_body(), &[], limit, wait).await?;
+    let (id, request) = json::request(&collected.bytes, description).map_err(AnswerError::InvalidInput)?;
+    Ok(Call { request, form: Form::Json { id }, _share: collected.share })
+}
+
+/// Calls the function and writes its answer.
+///
+/// # Errors
+/// Where the guest fails, or answers what it did not describe.
+pub async fn answer(
+    function: &Arc<Function>,
+    call: Call,
+    permit: Permit,
+    trace: &mut Trace,
+) -> Result<Response<Body>, AnswerError> {
+    let revision = &function.revision;
+    let description = revision.description.as_ref().ok_or(AnswerError::Internal)?;
+    let wanted = call.request.outputs.clone();
+    let running = Instant::now();
+    let (reply, usage) = revision.program.call(call.request, deadline(function)).await;
+    drop(permit);
+    trace.run = running.elapsed();
+    trace.usage = usage;
+    let mut reply = reply?;
+    if !wanted.is_empty() {
+        reply.outputs.retain(|(name, _)| wanted.contains(name));
+    }
+    check(&reply, description, &wanted).map_err(|reason| AnswerError::Call(CallError::BadReply(reason)))?;
+    let response = match (&call.form, &description.answers) {
+        (Form::Raw, Some(media_type)) => raw_answer(&reply, media_type)?,
+        (Form::Raw, None) => body::text("application/json", json::reply(&function.name, None, &reply)),
+        (Form::Json { id }, _) => {
+            body::text("application/json", json::reply(&function.name, id.as_deref(), &reply))
+        }
+    };
+    let length = hyper::body::Body::size_hint(response.body()).lower();
+    if length > revision.response_body_bytes as u64 {
+        return Err(AnswerError::ReplyTooLarge(revision.response_body_bytes));
+    }
+    Ok(response)
+}
+
+/// The media type without its parameters, lower-case; empty where the caller names none.
+fn media_type(request: &Request<Incoming>) -> Result<String, AnswerError> {
+    let Some(value) = request.headers().get(CONTENT_TYPE) else { return Ok(String::new()) };
+    let value = value
+        .to_str()
+        .map_err(|_| AnswerError::InvalidInput("the header `content-type` is not plain text".to_owned()))?;
+    Ok(value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase())
+}
+
+fn is_json(media_type: &str) -> bool {
+    media_type.is_empty() || media_type == "application/json" || media_type.ends_with("+json")
+}
+
+/// What curl and some libraries send where nobody chose a type.
+const UNCHOSEN: [&str; 3] = ["", "application/x-www-form-urlencoded", "application/octet-stream"];
+
+/// Whether the function takes a body of this type raw. A type that the caller did not choose is taken for what the
+/// function accepts, so that `curl --data-binary @file` is all that it takes.
+fn accepts(description: &Description, media_type: &str) -> bool {
+    if description.accepts.is_empty() {
+        return false;
+    }
+    UNCHOSEN.contains(&media_type)
+        || description.accepts.iter().any(|accepted| match accepted.strip_suffix("/*") {
+            Some("*") => true,
+            Some(kind) => media_type.split('/').next() == Some(kind),
+            None => accepted == media_type,
+        })
+}
+
+fn unsupported(description: &Description, media_type: &str) -> AnswerError {
+    let mut taken = vec!["application/json"];
+    taken.extend(description.accepts.iter().map(String::as_str));
+    let taken = taken.join(", ");
+    AnswerError::InvalidInput(format!("the function does not take `{media_type}`; it takes {taken}"))
+}
+
+fn raw(collected: Collected, description: &Description) -> Result<Call, AnswerError> {
+    let Collected { bytes, share } = collected;
+    let mut bytes = bytes.try_into_mut().unwrap_or_else(|shared| shared.as_ref().into());
+    let length = u32::try_from(bytes.len() - 4).map_err(|_| AnswerError::TooLarge(u32::MAX as usize))?;
+    bytes[..4].copy_from_slice(&length.to_le_bytes());
+    let port = description.inputs.first().ok_or(AnswerError::Internal)?;
+    let tensor = Tensor::new(Datatype::Bytes, vec![1; rank(port)], bytes.freeze());
+    let tensor = tensor.map_err(|error| AnswerError::InvalidInput(error.to_string()))?;
+    let inputs = json::in_order(vec![(port.name.clone(), tensor)], description).map_err(AnswerError::InvalidInput)?;
+    let request = typed::Request { inputs, ..typed::Request::default() };
+    Ok(Call { request, form: Form::Raw, _share: share })
+}
+
+fn rank(port: &crate::backend::Port) -> usize {
+    port.shape.as_ref().map_or(1, Vec::len)
+}
+
+fn raw_answer(reply: &Reply, media_type: &str) -> Result<Response<Body>, AnswerError> {
+    let wrong = |reason: &str| AnswerError::Call(CallError::BadReply(reason.to_owned()));
+    let [(_, tensor)] = reply.outputs.as_slice() else { return Err(wrong("it did not answer one output")) };
+    let element = tensor.elements().next().ok_or_else(|| wrong("its BYTES output has no element"))?;
+    let start = element.as_ptr() as usize - tensor.data().as_ptr() as usize;
+    let body = tensor.data().slice(start..start + element.len());
+    let mut response = Response::new(Body::Whole(Some(body)));
+    *response.status_mut() = StatusCode::OK;
+    let media_type =
+        HeaderValue::from_str(media_type).map_err(|_| wrong("its media type is not a header value"))?;
+    response.headers_mut().insert(CONTENT_TYPE, media_type);
+    Ok(response)
+}
+
+/// A function answers what it described: names, datatypes, shapes, each once.
+fn check(reply: &Reply, description: &Description, wanted: &[String]) -> Result<(), String> {
+    for (index, (name, tensor)) in reply.outputs.iter().enumerate() {
+        let port = description.outputs.iter().find(|port| port.name == *name);
+        let port = port.ok_or_else(|| format!("it answered an output `{name}` that it did not describe"))?;
+        if reply.outputs[..index].iter().any(|(earlier, _)| earlier == name) {
+            return Err(format!("it answered the output `{name}` twice"));
+        }
+        if tensor.datatype() != port.datatype {
+            return Err(format!("its output `{name}` is {}, not {}", tensor.datatype(), port.datatype));
+        }
+        if let Some(shape) = &port.shape {
+            let fits = shape.len() == tensor.shape().len()
+                && shape.iter().zip(tensor.shape()).all(|(want, have)| want.is_none_or(|want| want == *have));
+            if !fits {
+                let described = crate::backend::validate::shape_text(shape);
+                return Err(format!("its output `{name}` has the shape {:?}, not {described}", tensor.shape()));
+            }
+        }
+    }
+    let missing = description.outputs.iter().find(|port| {
+        (wanted.is_empty() || wanted.contains(&port.name))
+            && !reply.outputs.iter().any(|(name, _)| *name == port.name)
+    });
+    match missing {
+        Some(port) => Err(format!("it did not answer its output `{}`", port.name)),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,238 @@
+//! Every metric that the host keeps, and the log that it writes.
+
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+/// The metrics of one host. Cheap to share; what a request touches is looked up once per function.
+pub struct Telemetry {
+    registry: Registry,
+    requests: Family<FunctionLabel, Counter>,
+    errors: Family<ErrorLabels, Counter>,
+    duration: Family<FunctionLabel, Histogram>,
+    queue: Family<FunctionLabel, Histogram>,
+    run: Family<FunctionLabel, Histogram>,
+    inferences: Family<ModelLabels, Counter>,
+    infer: Family<ModelLabels, Histogram>,
+    cold_starts: Family<FunctionLabel, Counter>,
+    loads: Family<BackendLabel, Counter>,
+    load_failures: Family<BackendLabel, Counter>,
+    load: Family<BackendLabel, Histogram>,
+    evictions: Family<ReasonLabel, Counter>,
+    /// Instances that run now.
+    pub instances: Gauge,
+    /// Requests that wait for an instance.
+    pub queued: Gauge,
+    /// Open connections.
+    pub connections: Gauge,
+    /// Graphs in memory.
+    pub graphs: Gauge,
+    /// What the graphs in memory cost, as measured when each was first vetted.
+    pub graph_bytes: Gauge,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FunctionLabel {
+    function: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ErrorLabels {
+    function: String,
+    error: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ModelLabels {
+    function: String,
+    model: String,
+    backend: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BackendLabel {
+    backend: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
+/// The metrics of one function, looked up once.
+#[derive(Clone)]
+pub struct FunctionMetrics {
+    name: String,
+    /// Requests that were answered, whatever the answer.
+    pub requests: Counter,
+    /// From the last byte of a request's head to the start of its answer.
+    pub duration: Histogram,
+    /// Waiting for an instance to be allowed.
+    pub queue: Histogram,
+    /// Instantiation, guest and inference together.
+    pub run: Histogram,
+    /// Calls that had to load a graph.
+    pub cold_starts: Counter,
+}
+
+/// The metrics of one model as one function uses it.
+#[derive(Clone)]
+pub struct ModelMetrics {
+    /// Inferences that were run.
+    pub inferences: Counter,
+    /// From the guest's request to the answer of the backend, waiting included.
+    pub infer: Histogram,
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Telemetry::new()
+    }
+}
+
+impl Telemetry {
+    pub fn new() -> Telemetry {
+        let mut telemetry = Telemetry {
+            registry: Registry::with_prefix("tenon"),
+            requests: Family::default(),
+            errors: Family::default(),
+            duration: Family::new_with_constructor(seconds),
+            queue: Family::new_with_constructor(seconds),
+            run: Family::new_with_constructor(seconds),
+            inferences: Family::default(),
+            infer: Family::new_with_constructor(seconds),
+            cold_starts: Family::default(),
+            loads: Family::default(),
+            load_failures: Family::default(),
+            load: Family::new_with_constructor(seconds),
+            evictions: Family::default(),
+            instances: Gauge::default(),
+            queued: Gauge::default(),
+            connections: Gauge::default(),
+            graphs: Gauge::default(),
+            graph_bytes: Gauge::default(),
+        };
+        telemetry.register_calls();
+        telemetry.register_graphs();
+        telemetry
+    }
+
+    fn register_calls(&mut self) {
+        let registry = &mut self.registry;
+        registry.register("requests", "Requests answered, whatever the answer", self.requests.clone());
+        registry.register("request_errors", "Requests answered with an error, by its name", self.errors.clone());
+        let mut timed = |name, help, metric: &Family<FunctionLabel, Histogram>| {
+            registry.register_with_unit(name, help, Unit::Seconds, metric.clone());
+        };
+        timed("request_duration", "From the head of a request to the head of its answer", &self.duration);
+        timed("queue_duration", "Waiting until an instance was allowed", &self.queue);
+        timed("run_duration", "Instantiation, guest and inference together", &self.run);
+        registry.register("cold_starts", "Calls that had to load a graph", self.cold_starts.clone());
+        registry.register("instances", "Instances that run now", self.instances.clone());
+        registry.register("queued_requests", "Requests that wait for an instance", self.queued.clone());
+        registry.register("connections", "Open connections", self.connections.clone());
+    }
+
+    fn register_graphs(&mut self) {
+        let registry = &mut self.registry;
+        registry.register("inferences", "Inferences run", self.inferences.clone());
+        registry.register_with_unit(
+            "infer_duration",
+            "From a guest's request to the backend's answer, waiting included",
+            Unit::Seconds,
+            self.infer.clone(),
+        );
+        registry.register("graph_loads", "Graphs loaded into memory", self.loads.clone());
+        registry.register("graph_load_failures", "Graphs that could not be loaded", self.load_failures.clone());
+        registry.register_with_unit(
+            "graph_load_duration",
+            "Loading a graph into memory",
+            Unit::Seconds,
+            self.load.clone(),
+        );
+        registry.register("graph_evictions", "Graphs that left memory, by reason", self.evictions.clone());
+        registry.register("graphs", "Graphs in memory", self.graphs.clone());
+        registry.register_with_unit(
+            "graph_memory",
+            "Memory of the graphs that are loaded, as measured when each was vetted",
+            Unit::Bytes,
+            self.graph_bytes.clone(),
+        );
+    }
+
+    /// The metrics of the function `name`, which stays a label for as long as the host runs.
+    pub fn function(&self, name: &str) -> FunctionMetrics {
+        let label = FunctionLabel { function: name.to_owned() };
+        FunctionMetrics {
+            name: name.to_owned(),
+            requests: self.requests.get_or_create_owned(&label),
+            duration: self.duration.get_or_create_owned(&label),
+            queue: self.queue.get_or_create_owned(&label),
+            run: self.run.get_or_create_owned(&label),
+            cold_starts: self.cold_starts.get_or_create_owned(&label),
+        }
+    }
+
+    /// The metrics of a model as `function` uses it.
+    pub fn model(&self, function: &str, model: &str, backend: &'static str) -> ModelMetrics {
+        let labels = ModelLabels { function: function.to_owned(), model: model.to_owned(), backend };
+        ModelMetrics {
+            inferences: self.inferences.get_or_create_owned(&labels),
+            infer: self.infer.get_or_create_owned(&labels),
+        }
+    }
+
+    /// Counts an error answer of a function; `error` is a name of the error table or the function's own.
+    pub fn error(&self, function: &FunctionMetrics, error: &str) {
+        let labels = ErrorLabels { function: function.name.clone(), error: error.to_owned() };
+        self.errors.get_or_create(&labels).inc();
+    }
+
+    pub fn loaded(&self, backend: &'static str, took: Duration, cost_bytes: u64) {
+        let label = BackendLabel { backend };
+        self.loads.get_or_create(&label).inc();
+        self.load.get_or_create(&label).observe(took.as_secs_f64());
+        self.graphs.inc();
+        self.graph_bytes.inc_by(i64::try_from(cost_bytes).unwrap_or(i64::MAX));
+    }
+
+    pub fn load_failed(&self, backend: &'static str) {
+        self.load_failures.get_or_create(&BackendLabel { backend }).inc();
+    }
+
+    /// Counts a graph that left memory; `reason` is `idle` or `budget`.
+    pub fn evicted(&self, reason: &'static str, cost_bytes: u64) {
+        self.evictions.get_or_create(&ReasonLabel { reason }).inc();
+        self.graphs.dec();
+        self.graph_bytes.dec_by(i64::try_from(cost_bytes).unwrap_or(i64::MAX));
+    }
+
+    /// Everything, in the OpenMetrics text format that Prometheus reads.
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("writing to a String does not fail");
+        text
+    }
+}
+
+fn seconds() -> Histogram {
+    // 50 microseconds to 54 seconds, in steps of 2: a cold start and a hello both land inside.
+    Histogram::new(exponential_buckets(50e-6, 2.0, 21))
+}
+
+/// Starts the log on standard error: people's text, or one JSON object a line.
+///
+/// `filter` is in the syntax of `tracing`'s environment filter; what it cannot read is treated as `info`.
+pub fn start_log(json: bool, filter: &str) {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A second start, as in tests with several hosts, keeps the first log.
+    let _ = if json { log.json().flatten_event(true).try_init() } else { log.with_target(false).try_init() };
+}

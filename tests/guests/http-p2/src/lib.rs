@@ -1,0 +1,133 @@
+//! An HTTP component for wasi:http 0.2 that behaves as its path says, well or badly.
+
+use wasip2::exports::http::incoming_handler::Guest;
+use wasip2::http::types::{
+    ErrorCode, Fields, IncomingBody, IncomingRequest, OutgoingBody, OutgoingResponse, ResponseOutparam,
+};
+use wasip2::io::streams::StreamError;
+
+struct Component;
+
+wasip2::http::proxy::export!(Component);
+
+impl Guest for Component {
+    fn handle(request: IncomingRequest, outparam: ResponseOutparam) {
+        let target = request.path_with_query().unwrap_or_default();
+        let path = target.split('?').next().unwrap_or_default();
+        let behaviour = path.rsplit('/').find(|part| !part.is_empty()).unwrap_or("hello");
+        let query = target.split_once('?').map_or("", |(_, query)| query);
+        match behaviour {
+            "echo" => echo(&request, outparam),
+            "big" => body(outparam, query.parse().unwrap_or(64) << 20),
+            "endless" => body(outparam, u64::MAX),
+            "headers" => text(outparam, 200, &headers(&request)),
+            "env" => text(outparam, 200, &environment()),
+            "status" => text(outparam, query.parse().unwrap_or(200), "as asked\n"),
+            "trap" => core::arch::wasm32::unreachable(),
+            "trap-after-headers" => trap_after_headers(outparam),
+            "no-answer" => drop(outparam),
+            "error" => ResponseOutparam::set(outparam, Err(ErrorCode::InternalError(Some(query.to_owned())))),
+            "never" => never(),
+            "loop" => endless(),
+            "print" => print(query, outparam),
+            "read-slowly" => read_slowly(&request, outparam),
+            _ => text(outparam, 200, "hello\n"),
+        }
+    }
+}
+
+fn start(outparam: ResponseOutparam, status: u16) -> OutgoingBody {
+    let headers = Fields::new();
+    let _ = headers.append("content-type", b"text/plain");
+    let response = OutgoingResponse::new(headers);
+    let _ = response.set_status_code(status);
+    let body = response.body().expect("a response has one body");
+    ResponseOutparam::set(outparam, Ok(response));
+    body
+}
+
+fn write(body: &OutgoingBody, data: &[u8]) -> Result<(), StreamError> {
+    let stream = body.write().expect("a body has one stream at a time");
+    data.chunks(4096).try_for_each(|chunk| stream.blocking_write_and_flush(chunk))
+}
+
+fn text(outparam: ResponseOutparam, status: u16, text: &str) {
+    let body = start(outparam, status);
+    if write(&body, text.as_bytes()).is_ok() {
+        let _ = OutgoingBody::finish(body, None);
+    }
+}
+
+fn body(outparam: ResponseOutparam, mut bytes: u64) {
+    let body = start(outparam, 200);
+    let chunk = [b'.'; 4096];
+    while bytes > 0 {
+        let now = bytes.min(chunk.len() as u64);
+        if write(&body, &chunk[..now as usize]).is_err() {
+            return;
+        }
+        bytes -= now;
+    }
+    let _ = OutgoingBody::finish(body, None);
+}
+
+/// Chunk by chunk, as it comes.
+fn echo(request: &IncomingRequest, outparam: ResponseOutparam) {
+    let body = start(outparam, 200);
+    let incoming = request.consume().expect("a request has one body");
+    let stream = incoming.stream().expect("a body has one stream");
+    while let Ok(chunk) = stream.blocking_read(65_536) {
+        if write(&body, &chunk).is_err() {
+            return;
+        }
+    }
+    let _ = OutgoingBody::finish(body, None);
+}
+
+fn read_slowly(request: &IncomingRequest, outparam: ResponseOutparam) {
+    let incoming: IncomingBody = request.consume().expect("a request has one body");
+    let stream = incoming.stream().expect("a body has one stream");
+    let mut bytes = 0;
+    let ended = loop {
+        match stream.blocking_read(1024) {
+            Ok(chunk) => bytes += chunk.len(),
+            Err(StreamError::Closed) => break "closed".to_owned(),
+            Err(StreamError::LastOperationFailed(error)) => break error.to_debug_string(),
+        }
+    };
+    text(outparam, 200, &format!("{bytes} bytes, then {ended}\n"));
+}
+
+/// In the order that they came, one a line.
+fn headers(request: &IncomingRequest) -> String {
+    let line = |(name, value): (String, Vec<u8>)| format!("{name}: {}\n", String::from_utf8_lossy(&value));
+    request.headers().entries().into_iter().map(line).collect()
+}
+
+fn environment() -> String {
+    std::env::vars().map(|(key, value)| format!("{key}={value}\n")).collect()
+}
+
+fn trap_after_headers(outparam: ResponseOutparam) {
+    let body = start(outparam, 200);
+    let _ = write(&body, b"so far so good\n");
+    core::arch::wasm32::unreachable();
+}
+
+/// Waits, without work, for longer than anyone does.
+fn never() {
+    std::thread::sleep(std::time::Duration::from_secs(86_400));
+}
+
+fn endless() {
+    let mut turns = 0_u64;
+    loop {
+        turns = std::hint::black_box(turns.wrapping_add(1));
+    }
+}
+
+fn print(line: &str, outparam: ResponseOutparam) {
+    println!("out {line}");
+    eprintln!("err {line}");
+    text(outparam, 200, "printed\n");
+}

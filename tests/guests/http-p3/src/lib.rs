@@ -1,0 +1,35 @@
+//! An HTTP component for wasi:http 0.3, written with spin-sdk, that behaves as its path says.
+
+use http_body_util::Full;
+use spin_sdk::http::body::IncomingBodyExt;
+use spin_sdk::http::{IntoResponse, Request, Response, Result, StatusCode};
+use spin_sdk::http_service;
+
+#[http_service]
+async fn handle(request: Request) -> Result<impl IntoResponse> {
+    let path = request.uri().path().to_owned();
+    let behaviour = path.rsplit('/').find(|part| !part.is_empty()).unwrap_or("hello");
+    let body = match behaviour {
+        "echo" => request.into_body().bytes().await?,
+        "headers" => headers(&request).into(),
+        "env" => std::env::vars().map(|(key, value)| format!("{key}={value}\n")).collect::<String>().into(),
+        "trap" => core::arch::wasm32::unreachable(),
+        "loop" => endless(),
+        _ => "hello\n".into(),
+    };
+    Ok(Response::builder().status(StatusCode::OK).header("content-type", "text/plain").body(Full::new(body))?)
+}
+
+fn headers(request: &Request) -> String {
+    let line = |(name, value): (_, &spin_sdk::http::HeaderValue)| {
+        format!("{name}: {}\n", String::from_utf8_lossy(value.as_bytes()))
+    };
+    request.headers().iter().map(line).collect()
+}
+
+fn endless() -> bytes::Bytes {
+    let mut turns = 0_u64;
+    loop {
+        turns = std::hint::black_box(turns.wrapping_add(1));
+    }
+}
