@@ -8,8 +8,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// An error with a stable name for programs, a message for people and an HTTP status.
 ///
-/// Returned from a function it becomes the caller's answer: `{"error": {"code": ..., "message": ...}}` with the
-/// status, 422 where none is set.
+/// Returned from a function it becomes the caller's answer: problem details with the code as `title`, the message
+/// as `detail` and the status, 422 where none is set.
 ///
 /// ```
 /// use tenon_sdk::Error;

@@ -145,13 +145,18 @@ const fn agreed(own: Option<Datatype>, given: Option<Datatype>) -> Datatype {
     }
 }
 
-/// Stops the compiler where raw bodies are accepted as something other than BYTES.
+/// Stops the compiler where raw bodies are taken or answered as something other than BYTES.
 pub const fn check_raw(datatype: Datatype) {
-    assert!(
-        matches!(datatype, Datatype::Bytes),
-        "`accepts` and `answers` are for one BYTES input or output: `Bytes`, `String`, `Json` or `Vec<u8>`"
-    );
+    assert!(matches!(datatype, Datatype::Bytes), "{}", NOT_RAW);
 }
+
+/// Stops the compiler where what is answered as a raw body is not one BYTES output.
+pub const fn check_answers<T: Outputs>() {
+    assert!(T::ANSWERS.is_some(), "{}", NOT_RAW);
+}
+
+const NOT_RAW: &str =
+    "`accepts` and `answers` are for one BYTES input or output: `Bytes`, `String`, `Json` or `Vec<u8>`";
 
 #[cfg(target_family = "wasm")]
 mod component {

@@ -128,7 +128,6 @@ mod resource {
     use super::{AnyTensor, Error, IntoTensor, ModelMetadata, Result, handles};
     use crate::bindings::tenon::function::models;
     use crate::bindings::tenon::function::models::ErrorCode;
-    use crate::bindings::tenon::function::tensors::NamedTensor;
 
     pub(super) use models::Model as Resource;
 
@@ -145,12 +144,9 @@ mod resource {
         model: &Resource,
         inputs: impl IntoIterator<Item = (N, T)>,
     ) -> Result<Vec<(String, AnyTensor)>> {
-        let named = |input: Result<(String, AnyTensor)>| {
-            let (name, tensor) = input?;
-            Ok(NamedTensor { name, tensor: tensor.into_handle()? })
-        };
-        let inputs = handles(inputs).map(named).collect::<Result<Vec<_>>>()?;
-        let outputs = model.infer(inputs).map_err(from_wit)?;
+        let inputs = handles(inputs).collect::<Result<Vec<_>>>()?;
+        let lent: Vec<_> = inputs.iter().map(|(name, tensor)| (name.clone(), tensor.handle())).collect();
+        let outputs = model.infer(&lent).map_err(from_wit)?;
         Ok(outputs.into_iter().map(|output| (output.name, AnyTensor::from_handle(output.tensor))).collect())
     }
 

@@ -151,8 +151,8 @@ impl<T: Element + fmt::Debug> fmt::Debug for Tensor<T> {
 
 /// A tensor of any datatype, kept by the host: a clone is another name for the same one.
 ///
-/// Passed on to a model or to the caller it crosses as a handle, without a copy, unless a clone of it is still
-/// held.
+/// Passed on to a model or to the caller it crosses as a handle, without a copy; to the caller, unless a clone of
+/// it is still held.
 #[derive(Clone, Debug)]
 pub struct AnyTensor {
     handle: Rc<Handle>,
@@ -172,6 +172,11 @@ impl AnyTensor {
 
     pub(crate) fn from_handle(handle: Handle) -> Self {
         Self { handle: Rc::new(handle) }
+    }
+
+    #[cfg_attr(not(target_family = "wasm"), expect(dead_code, reason = "the host borrows it"))]
+    pub(crate) fn handle(&self) -> &Handle {
+        &self.handle
     }
 
     /// The handle itself, or where a clone is held, a handle of a copy: the host takes each but once.
@@ -217,13 +222,12 @@ impl AnyTensor {
     }
 }
 
-/// What can be handed to the host: [`AnyTensor`], [`Tensor`] and `&Tensor`.
+/// What can be handed to a model: [`AnyTensor`], [`Tensor`], and references to them.
 ///
-/// By value, a tensor that came from the host crosses as a handle; by reference its elements are copied, since
-/// the host takes a handle but once.
+/// A tensor that came from the host crosses as a handle; one that was made here is copied to the host.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be handed to a model",
-    note = "hand over a `Tensor`, a `&Tensor` or an `AnyTensor`"
+    note = "hand over a `Tensor`, an `AnyTensor` or a reference to one"
 )]
 pub trait IntoTensor {
     /// The tensor as the host's. An error where the function's memory limit is reached.
@@ -236,18 +240,24 @@ impl IntoTensor for AnyTensor {
     }
 }
 
+impl IntoTensor for &AnyTensor {
+    fn into_tensor(self) -> Result<AnyTensor> {
+        Ok(self.clone())
+    }
+}
+
 impl<T: Element> IntoTensor for Tensor<T> {
     fn into_tensor(self) -> Result<AnyTensor> {
-        match self.handle {
-            Some(handle) => Ok(AnyTensor { handle }),
-            None => self.to_handle(),
-        }
+        (&self).into_tensor()
     }
 }
 
 impl<T: Element> IntoTensor for &Tensor<T> {
     fn into_tensor(self) -> Result<AnyTensor> {
-        self.to_handle()
+        match &self.handle {
+            Some(handle) => Ok(AnyTensor { handle: Rc::clone(handle) }),
+            None => self.to_handle(),
+        }
     }
 }
 

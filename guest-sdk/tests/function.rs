@@ -72,7 +72,7 @@ fn request<const N: usize>(inputs: [(&str, AnyTensor); N]) -> Request {
 }
 
 fn text(text: &str) -> AnyTensor {
-    Tensor::from(vec![text.to_owned()]).into_tensor().unwrap()
+    Tensor::from(vec![text.to_owned()]).into_tensor().expect("a text fits into memory")
 }
 
 #[test]

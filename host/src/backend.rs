@@ -25,6 +25,9 @@ pub mod pool;
 pub mod residency;
 #[cfg(feature = "rten")]
 pub mod rten;
+// It reads the inputs and outputs of models as the built-in backends do.
+#[cfg(any(feature = "rten", feature = "tract"))]
+pub mod stock;
 #[cfg(feature = "tract")]
 pub mod tract;
 pub mod validate;
@@ -216,7 +219,8 @@ impl Cancel {
 
     /// Whether the run is to stop.
     pub fn is_raised(&self) -> bool {
-        self.raised.load(Ordering::Acquire) || self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+        self.raised.load(Ordering::Acquire)
+            || self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
     }
 
     /// The time until the deadline; `None` where there is none.

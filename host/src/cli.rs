@@ -1,12 +1,22 @@
 //! The command line: one subcommand a file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
 
-use crate::config::Config;
+use crate::backend::available::Backends;
+use crate::config::{self, Config};
+use crate::host;
+use crate::instance::engine::resets_by_pagemap;
+use progress::Progress;
 
+pub mod backend;
+pub mod build;
+pub mod doctor;
+pub mod new;
+pub mod progress;
 pub mod up;
+pub mod watch;
 
 /// A serverless host for machine-learning model functions in WebAssembly.
 #[derive(Parser)]
@@ -21,12 +31,22 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Makes a new function in a folder of its own.
+    New(new::NewArgs),
+    Build(build::BuildArgs),
     /// Serves the app of a spin.toml on this machine.
     Up(up::UpArgs),
+    /// Shows inference backends, and obtains their libraries.
+    Backend(backend::BackendArgs),
+    /// Tells what is wrong with a setup, and the command that mends it.
+    Doctor(doctor::DoctorArgs),
     /// Tries a model out; the host starts this by itself.
     #[command(name = crate::backend::vet::CHILD_COMMAND, hide = true)]
     VetModel,
 }
+
+/// The Python whose `pip` obtains libraries.
+const PYTHON: &str = "python3";
 
 /// Runs the command that the arguments name.
 ///
@@ -38,13 +58,34 @@ pub fn run() -> anyhow::Result<()> {
         return Ok(crate::backend::vet::child()?);
     }
     let config = Config::load(cli.config.as_deref())?;
-    let json = config.log.format == crate::config::LogFormat::Json;
-    let filter = crate::config::log_filter().unwrap_or_else(|| "warn,tenon=info".to_owned());
+    let json = config.log.format == config::LogFormat::Json;
+    let filter = config::log_filter().unwrap_or_else(|| "warn,tenon=info".to_owned());
     crate::telemetry::start_log(json, &filter);
+    let progress = Progress::stderr(config::no_color());
     match cli.command {
-        Command::Up(args) => runtime()?.block_on(up::run(args, config)),
+        Command::New(args) => new::run(&args, &progress),
+        Command::Build(args) => runtime()?.block_on(build::run(&args, &progress)),
+        Command::Up(args) => runtime()?.block_on(up::run(args, config, &progress)),
+        Command::Backend(args) => {
+            let libraries = config.cache_dir()?.join("libraries");
+            let find = || backends(&config, &libraries);
+            let python = Path::new(PYTHON);
+            let place = backend::Place { libraries: &libraries, python, find: &find, progress: &progress };
+            backend::run(&args, &config, &place)
+        }
+        Command::Doctor(args) => {
+            let backends = backends(&config, &config.cache_dir()?.join("libraries"));
+            let python = Path::new(PYTHON);
+            let setup =
+                doctor::Setup { config: &config, backends: &backends, python, pagemap: &resets_by_pagemap };
+            doctor::run(&args, &setup)
+        }
         Command::VetModel => Ok(()),
     }
+}
+
+fn backends(config: &Config, libraries: &Path) -> Backends {
+    Backends::find(&config.inference.backends, &host::libraries(config, libraries))
 }
 
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {

@@ -261,6 +261,11 @@ pub fn log_filter() -> Option<String> {
     environment("TENON_LOG")
 }
 
+/// Whether `NO_COLOR` asks for output without colours.
+pub fn no_color() -> bool {
+    environment("NO_COLOR").is_some()
+}
+
 /// The value of the app variable `name` from `SPIN_VARIABLE_<NAME>`.
 pub fn variable(name: &str) -> Option<String> {
     std::env::var(format!("SPIN_VARIABLE_{}", name.to_ascii_uppercase())).ok()

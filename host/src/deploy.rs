@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use crate::artifact::cache::{Cache, CacheError};
+use crate::artifact::cache::CacheError;
 use crate::artifact::fetch::{self, FetchError};
 use crate::artifact::manifest::{Component, Files, Manifest, ManifestErrors, Target as TriggerTarget};
-use crate::backend::available::{Backends, ChooseError};
-use crate::backend::vet::{VetError, Vetting, hex};
+use crate::backend::available::ChooseError;
+use crate::backend::residency::Residency;
+use crate::backend::vet::{VetError, hex};
 use crate::config::Config;
 use crate::function::revision::ModelSummary;
 use crate::function::route::{Route, StaticResponse};
@@ -22,20 +23,17 @@ use crate::instance::log::FunctionLog;
 use crate::instance::state::Grants;
 use crate::instance::{CallError, Deadline, LinkError, Program, Surroundings};
 use crate::nn::Granted;
-use crate::backend::residency::Residency;
 
 mod models;
 
-pub use models::Admitted;
+pub use models::{Admitted, Intake};
 
 /// What deployments need of the host.
 pub struct Deployer {
     pub config: Arc<Config>,
     pub engines: Arc<Engines>,
     pub residency: Arc<Residency>,
-    pub backends: Backends,
-    pub vetting: Vetting,
-    pub cache: Cache,
+    pub intake: Arc<Intake>,
     pub functions: Arc<Functions>,
     /// Where functions' own output goes.
     pub logs: PathBuf,
@@ -56,7 +54,9 @@ pub enum DeployError {
     Files(CacheError),
     #[error("it could not describe itself: {0}")]
     Describe(CallError),
-    #[error("its memory limit of {asked_mib} MiB is over the host's {limit_mib} MiB (`limits.memory_mib` in host.toml)")]
+    #[error(
+        "its memory limit of {asked_mib} MiB is over the host's {limit_mib} MiB (`limits.memory_mib` in host.toml)"
+    )]
     Memory { asked_mib: u64, limit_mib: u64 },
 }
 
@@ -130,9 +130,11 @@ impl Deployer {
         report: &(dyn Fn(Step) + Sync),
     ) -> Result<Revision, DeployError> {
         let memory_bytes = self.memory(component)?;
-        let fetched = timed(report, &format!("{name}: component"), fetch::component(&component.source)).await?;
+        let fetched =
+            timed(report, &format!("{name}: component"), fetch::component(&component.source)).await?;
         let digest = hex(&Sha256::digest(&fetched.wasm));
-        let compiled = timed(report, &format!("{name}: native code"), self.compile(&fetched, &digest)).await?;
+        let compiled =
+            timed(report, &format!("{name}: native code"), self.compile(&fetched, &digest)).await?;
         let (granted, models) = self.models(name, component, report).await?;
         let files = self.mount(component, files)?;
         let grants = Grants {
@@ -144,6 +146,7 @@ impl Deployer {
             engines: Arc::clone(&self.engines),
             residency: Arc::clone(&self.residency),
             granted: Arc::new(granted),
+            take_in: self.intake.take_in(),
             grants: Arc::new(grants),
             log: FunctionLog::new(&self.logs, &component.id, self.config.log.function_log_mib << 20),
             memory_bytes,
@@ -154,7 +157,8 @@ impl Deployer {
         let deadline = Deadline { at: Instant::now() + Duration::from_millis(DESCRIBE_MS), ms: DESCRIBE_MS };
         let description = program.describe(deadline).await.map_err(DeployError::Describe)?;
         let limits = &self.config.limits;
-        let bytes = |own: Option<u64>, host: u64| usize::try_from(own.unwrap_or(host) << 20).unwrap_or(usize::MAX);
+        let bytes =
+            |own: Option<u64>, host: u64| usize::try_from(own.unwrap_or(host) << 20).unwrap_or(usize::MAX);
         Ok(Revision {
             program: Arc::new(program),
             description,
@@ -183,7 +187,7 @@ impl Deployer {
         digest: &str,
     ) -> Result<crate::instance::compile::Compiled, DeployError> {
         let (engines, wasm) = (Arc::clone(&self.engines), fetched.wasm.clone());
-        let (digest, folder) = (digest.to_owned(), self.cache.compiled());
+        let (digest, folder) = (digest.to_owned(), self.intake.cache.compiled());
         let compiled = tokio::task::spawn_blocking(move || compile(&engines, &wasm, &digest, &folder)).await;
         let failed = |source| DeployError::Compile { path: fetched.name.clone(), source };
         match compiled {
@@ -192,18 +196,14 @@ impl Deployer {
         }
     }
 
-    fn mount(
-        &self,
-        component: &Component,
-        files: &Files,
-    ) -> Result<Option<tempfile::TempDir>, DeployError> {
+    fn mount(&self, component: &Component, files: &Files) -> Result<Option<tempfile::TempDir>, DeployError> {
         let mounts = files.mounts.get(&component.id).map(Vec::as_slice).unwrap_or_default();
         if mounts.is_empty() {
             return Ok(None);
         }
         let mounts: Vec<_> =
             mounts.iter().map(|mount| (mount.source.clone(), mount.destination.clone())).collect();
-        self.cache.mount(&mounts).map(Some).map_err(DeployError::Files)
+        self.intake.cache.mount(&mounts).map(Some).map_err(DeployError::Files)
     }
 
     async fn models(
@@ -216,7 +216,7 @@ impl Deployer {
         let mut summaries = Vec::new();
         for (model_name, model) in &component.models {
             let what = format!("{name}: model {model_name}");
-            let admitted = timed(report, &what, self.admit(model)).await;
+            let admitted = timed(report, &what, self.intake.admit(model)).await;
             let admitted =
                 admitted.map_err(|source| DeployError::Model { name: model_name.clone(), source })?;
             let backend = admitted.model.backend.name();

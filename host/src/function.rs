@@ -12,7 +12,7 @@ pub mod revision;
 pub mod route;
 
 pub use revision::Revision;
-pub use route::{Matched, Routes, Target};
+pub use route::{Matched, Route, Routes, Target};
 
 /// A named thing to call: `<app>/<component>`.
 pub struct Function {

@@ -11,12 +11,12 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::artifact::cache::{Cache, CacheError};
-use crate::backend::available::{Backends, Libraries};
+use crate::backend::available::{Backends, Libraries, search_folders};
 use crate::backend::pool::Pool;
-use crate::backend::residency::Residency;
+use crate::backend::residency::{Bounds, Residency};
 use crate::backend::vet::{VetLimits, Vetting};
 use crate::config::{Config, NoCacheDir, PagemapScan};
-use crate::deploy::Deployer;
+use crate::deploy::{Deployer, Intake};
 use crate::function::{Admission, Functions};
 use crate::instance::engine::{EngineLimits, Engines, resets_by_pagemap};
 use crate::serve::access::AccessLog;
@@ -131,9 +131,12 @@ fn admission(config: &Config) -> Admission {
 fn residency(config: &Config, telemetry: &Arc<Telemetry>) -> Result<Arc<Residency>, StartError> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let pool = Pool::start(config.inference.thread_count(cores), config.inference.queue_length)?;
-    let budget = config.models.budget_bytes(physical_memory());
-    let max_input = usize::try_from(config.limits.memory_mib << 20).unwrap_or(usize::MAX);
-    Ok(Residency::start(pool, budget, max_input, Arc::clone(telemetry)))
+    let bounds = Bounds {
+        budget_bytes: config.models.budget_bytes(physical_memory()),
+        max_input_bytes: usize::try_from(config.limits.memory_mib << 20).unwrap_or(usize::MAX),
+        load: Duration::from_millis(config.models.load_ms),
+    };
+    Ok(Residency::start(pool, bounds, Arc::clone(telemetry)))
 }
 
 /// Memory of the machine in bytes.
@@ -155,7 +158,8 @@ fn engines(config: &Config) -> Result<Engines, StartError> {
         instances: u32::try_from(limits.concurrency).unwrap_or(u32::MAX).saturating_add(4),
         memory_bytes: usize::try_from(limits.memory_mib << 20).unwrap_or(usize::MAX),
         table_elements: limits.table_elements,
-        keep_resident_bytes: usize::try_from(config.engine.pool_keep_resident_kib << 10).unwrap_or(usize::MAX),
+        keep_resident_bytes: usize::try_from(config.engine.pool_keep_resident_kib << 10)
+            .unwrap_or(usize::MAX),
         pagemap_scan: scan,
     };
     Engines::new(engine).map_err(|error| StartError::Engine(instance::chain(&error)))
@@ -180,15 +184,17 @@ fn deployer(
         },
         libraries: libraries.clone(),
     };
+    let engines = Arc::new(engines(&config)?);
+    let config = Arc::new(config);
+    let backends = Backends::find(&config.inference.backends, &libraries);
+    let intake = Intake::new(Arc::clone(&config), cache, backends, vetting);
     Ok(Deployer {
-        engines: Arc::new(engines(&config)?),
+        engines,
         residency: Arc::clone(residency),
-        backends: Backends::find(&config.inference.backends, &libraries),
-        vetting,
-        cache,
+        intake: Arc::new(intake),
         functions: Arc::clone(functions),
         logs: around.logs,
-        config: Arc::new(config),
+        config,
     })
 }
 
@@ -197,17 +203,8 @@ pub fn libraries(config: &Config, installed: &Path) -> Libraries {
     Libraries {
         onnxruntime: config.inference.onnxruntime_library.clone(),
         openvino: config.inference.openvino_library.clone(),
-        search: installed_folders(installed),
+        search: search_folders(installed),
     }
-}
-
-/// The folders below `installed`, newest name first.
-fn installed_folders(installed: &Path) -> Vec<PathBuf> {
-    let mut folders: Vec<_> =
-        std::fs::read_dir(installed).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
-    folders.sort();
-    folders.reverse();
-    folders
 }
 
 fn serve_limits(config: &Config) -> ServeLimits {

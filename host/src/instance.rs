@@ -12,7 +12,7 @@ use wasmtime_wasi_http::p3::bindings::ServicePre;
 
 use crate::backend::residency::Residency;
 use crate::nn::bindings::PlatformPre;
-use crate::nn::{Granted, Session, Usage};
+use crate::nn::{Granted, Session, TakeIn, Usage};
 
 pub mod compile;
 pub mod engine;
@@ -32,6 +32,8 @@ pub struct Surroundings {
     pub engines: Arc<Engines>,
     pub residency: Arc<Residency>,
     pub granted: Arc<Granted>,
+    /// There where the operator allows guests to bring models.
+    pub take_in: Option<TakeIn>,
     pub grants: Arc<Grants>,
     pub log: Arc<FunctionLog>,
     /// Guest memory and host tensors of one instance together, in bytes.
@@ -102,13 +104,16 @@ impl Program {
     ///
     /// # Errors
     /// Where it imports what the host lacks, or exports none of the three kinds.
-    pub fn link(component: &Component, flavor: Flavor, surroundings: Surroundings) -> Result<Program, LinkError> {
+    pub fn link(
+        component: &Component,
+        flavor: Flavor,
+        surroundings: Surroundings,
+    ) -> Result<Program, LinkError> {
         let linked = surroundings.engines.linked(flavor).map_err(|error| LinkError::Engine(chain(&error)))?;
-        let pre = linked
-            .linker
-            .instantiate_pre(component)
-            .map_err(|error| LinkError::Import(chain(&error)))?;
-        let kind = kind(pre, flavor).ok_or_else(|| LinkError::Export { found: exports(component, linked) })?;
+        let pre =
+            linked.linker.instantiate_pre(component).map_err(|error| LinkError::Import(chain(&error)))?;
+        let kind =
+            kind(pre, flavor).ok_or_else(|| LinkError::Export { found: exports(component, linked) })?;
         Ok(Program { kind, surroundings })
     }
 
@@ -133,7 +138,8 @@ impl Program {
 
     fn store(&self, deadline: Deadline) -> Result<Store<State>, CallError> {
         let around = &self.surroundings;
-        let session = Session::new(Arc::clone(&around.residency), Arc::clone(&around.granted), deadline.at);
+        let (residency, granted) = (Arc::clone(&around.residency), Arc::clone(&around.granted));
+        let session = Session::new(residency, granted, around.take_in.clone(), deadline.at);
         let limits = Limits::new(around.memory_bytes, around.table_elements);
         let state = State::new(&around.grants, &around.log, limits, around.handles, session)
             .map_err(|error| CallError::Start(chain(&error)))?;

@@ -4,12 +4,14 @@
 //! is suspended and the thread is free meanwhile.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use wasmtime::component::{HasSelf, Linker};
 
 use crate::backend::residency::{AcquireError, Lease, Model, Residency, RunError};
+use crate::backend::{Encoding, ExecutionTarget};
 use crate::instance::state::State;
 use crate::telemetry::ModelMetrics;
 use crate::tensor::Tensor;
@@ -55,12 +57,26 @@ pub struct GrantedModel {
     pub metrics: ModelMetrics,
 }
 
+/// A model that a guest brings with it.
+pub struct GuestModel {
+    /// The model, and its weights where they are apart.
+    pub parts: Vec<Vec<u8>>,
+    pub encoding: Encoding,
+    pub target: ExecutionTarget,
+}
+
+/// Takes a guest's model in, as a deployment would: kept by digest, given a backend, tried out. The error is
+/// for the guest.
+pub type TakeIn =
+    Arc<dyn Fn(GuestModel) -> Pin<Box<dyn Future<Output = Result<Model, String>> + Send>> + Send + Sync>;
+
 /// What one instance does with models.
 pub struct Session {
     residency: Arc<Residency>,
     granted: Arc<Granted>,
+    take_in: Option<TakeIn>,
     deadline: Instant,
-    usage: Usage,
+    meter: Meter,
 }
 
 /// What an instance used of models, for logs and metrics.
@@ -76,10 +92,27 @@ pub struct Usage {
     pub backend: Option<&'static str>,
 }
 
+/// The usage of one instance. An HTTP function may answer before its instance has ended, so it is read from
+/// outside of the instance's store.
+#[derive(Clone, Debug, Default)]
+pub struct Meter(Arc<Mutex<Usage>>);
+
+impl Meter {
+    /// What was used until now.
+    pub fn read(&self) -> Usage {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Usage> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// A granted model whose graph is in memory for as long as this is held.
 pub struct Held {
     pub lease: Lease,
-    metrics: ModelMetrics,
+    /// Absent for models that a guest brings: their number has no bound.
+    metrics: Option<ModelMetrics>,
 }
 
 /// Why a named model could not be had.
@@ -91,12 +124,24 @@ pub enum NamedError {
 }
 
 impl Session {
-    pub fn new(residency: Arc<Residency>, granted: Arc<Granted>, deadline: Instant) -> Session {
-        Session { residency, granted, deadline, usage: Usage::default() }
+    /// `take_in` is there where the operator allows guests to bring models.
+    pub fn new(
+        residency: Arc<Residency>,
+        granted: Arc<Granted>,
+        take_in: Option<TakeIn>,
+        deadline: Instant,
+    ) -> Session {
+        Session { residency, granted, take_in, deadline, meter: Meter::default() }
     }
 
-    pub fn usage(&self) -> &Usage {
-        &self.usage
+    /// Whether guests may bring models.
+    pub fn takes_guest_models(&self) -> bool {
+        self.take_in.is_some()
+    }
+
+    /// Tells what the instance has used, also while it runs.
+    pub fn meter(&self) -> &Meter {
+        &self.meter
     }
 
     /// The granted model `name`, loaded if it is not in memory.
@@ -106,27 +151,55 @@ impl Session {
     pub async fn hold(&mut self, name: &str) -> Result<Held, NamedError> {
         let granted = Arc::clone(&self.granted);
         let grant = granted.models.get(name).ok_or_else(|| NamedError::NotFound(name.to_owned()))?;
+        let lease = self.lease(&grant.model).await.map_err(NamedError::Acquire)?;
+        Ok(Held { lease, metrics: Some(grant.metrics.clone()) })
+    }
+
+    /// A model that the guest brings, loaded.
+    ///
+    /// # Errors
+    /// Where the operator does not allow it, or the model cannot be taken in or loaded; for the guest to read.
+    pub async fn bring(&mut self, model: GuestModel) -> Result<Held, String> {
+        let take_in = self.take_in.clone().ok_or_else(|| "the operator does not allow it".to_owned())?;
+        let model = take_in(model).await?;
+        let lease = self.lease(&model).await.map_err(|error| error.to_string())?;
+        Ok(Held { lease, metrics: None })
+    }
+
+    async fn lease(&mut self, model: &Model) -> Result<Lease, AcquireError> {
         let started = Instant::now();
-        let lease = self.residency.acquire(&grant.model).await.map_err(NamedError::Acquire)?;
+        let lease = self.residency.acquire(model).await?;
         if lease.cold() {
-            self.usage.cold = true;
-            self.usage.load += started.elapsed();
+            let mut usage = self.meter.lock();
+            usage.cold = true;
+            usage.load += started.elapsed();
         }
-        Ok(Held { lease, metrics: grant.metrics.clone() })
+        Ok(lease)
     }
 
     /// Runs a held graph; outputs come in its signature's order.
     ///
     /// # Errors
     /// Where the inputs do not fit, or the run fails.
-    pub async fn infer(&mut self, held: &Held, inputs: Vec<(String, Tensor)>) -> Result<Vec<Tensor>, RunError> {
+    pub async fn infer(
+        &mut self,
+        held: &Held,
+        inputs: Vec<(String, Tensor)>,
+    ) -> Result<Vec<Tensor>, RunError> {
         let started = Instant::now();
         let outputs = held.lease.infer(inputs, self.deadline).await;
         let took = started.elapsed();
-        self.usage.infer += took;
-        self.usage.backend = Some(held.lease.backend());
-        held.metrics.inferences.inc();
-        held.metrics.infer.observe(took.as_secs_f64());
+        let mut usage = self.meter.lock();
+        usage.infer += took;
+        usage.backend = Some(held.lease.backend());
+        drop(usage);
+        // Inputs that do not fit never reach the backend: that is no inference.
+        if !matches!(outputs, Err(RunError::Input(_)))
+            && let Some(metrics) = &held.metrics
+        {
+            metrics.inferences.inc();
+            metrics.infer.observe(took.as_secs_f64());
+        }
         outputs
     }
 }

@@ -52,13 +52,21 @@ pub struct Server {
 }
 
 /// A request as far as it has been looked at, for its log line.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Trace {
-    pub function: Option<String>,
+    pub function: Option<Arc<Function>>,
     pub queue: Duration,
     pub run: Duration,
     pub usage: Usage,
-    pub error: Option<String>,
+    /// The name of the error for the access log, and the one for metrics.
+    pub error: Option<(String, &'static str)>,
+}
+
+impl Trace {
+    /// The name of the function that was called; empty where none was.
+    pub fn function_name(&self) -> &str {
+        self.function.as_ref().map_or("", |function| &function.name)
+    }
 }
 
 impl Server {
@@ -156,7 +164,7 @@ impl Server {
             Err(error) => self.refuse(&error, &head, &mut trace),
         };
         head.mark(&mut response, &trace);
-        self.count(&snapshot, &trace, started.elapsed());
+        self.count(&trace, started.elapsed());
         if let Some(access) = &self.access {
             access.write(&head, &response, &trace, started.elapsed());
         }
@@ -184,7 +192,7 @@ impl Server {
         match &matched.route.target {
             Target::Static(answer) => Ok(body::fixed(answer)),
             Target::Function(function) => {
-                trace.function = Some(function.name.clone());
+                trace.function = Some(Arc::clone(function));
                 self.call(function, &matched, request, client, head, trace).await
             }
         }
@@ -206,8 +214,9 @@ impl Server {
             typed_function::answer(function, call, permit, trace).await
         } else {
             let permit = self.acquire(function, trace).await?;
-            let request = http_function::prepare(request, matched, client, head, revision, self.limits.body_read);
-            http_function::answer(function, request?, permit, trace).await
+            let wait = self.limits.body_read;
+            let request = http_function::prepare(request, matched, client, head, revision, wait).await?;
+            http_function::answer(function, request, permit, trace).await
         }
     }
 
@@ -226,20 +235,19 @@ impl Server {
         let problem = error.problem();
         if error.is_fault() {
             tracing::warn!(
-                function = trace.function.as_deref().unwrap_or_default(),
+                function = trace.function_name(),
                 request_id = head.request_id.as_str(),
                 error = problem.name,
                 "{error}"
             );
         }
         let response = body::problem(&problem);
-        trace.error = Some(problem.name);
+        trace.error = Some((problem.name, error.name()));
         response
     }
 
-    fn count(&self, snapshot: &Snapshot, trace: &Trace, took: Duration) {
-        let Some(name) = &trace.function else { return };
-        let Some(function) = snapshot.functions.iter().find(|function| function.name == *name) else { return };
+    fn count(&self, trace: &Trace, took: Duration) {
+        let Some(function) = &trace.function else { return };
         let metrics = &function.metrics;
         metrics.requests.inc();
         metrics.duration.observe(took.as_secs_f64());
@@ -248,7 +256,7 @@ impl Server {
         if trace.usage.cold {
             metrics.cold_starts.inc();
         }
-        if let Some(error) = &trace.error {
+        if let Some((_, error)) = &trace.error {
             self.functions.telemetry.error(metrics, error);
         }
     }

@@ -126,7 +126,11 @@ impl Telemetry {
     fn register_calls(&mut self) {
         let registry = &mut self.registry;
         registry.register("requests", "Requests answered, whatever the answer", self.requests.clone());
-        registry.register("request_errors", "Requests answered with an error, by its name", self.errors.clone());
+        registry.register(
+            "request_errors",
+            "Requests answered with an error, by its name",
+            self.errors.clone(),
+        );
         let mut timed = |name, help, metric: &Family<FunctionLabel, Histogram>| {
             registry.register_with_unit(name, help, Unit::Seconds, metric.clone());
         };
@@ -149,7 +153,11 @@ impl Telemetry {
             self.infer.clone(),
         );
         registry.register("graph_loads", "Graphs loaded into memory", self.loads.clone());
-        registry.register("graph_load_failures", "Graphs that could not be loaded", self.load_failures.clone());
+        registry.register(
+            "graph_load_failures",
+            "Graphs that could not be loaded",
+            self.load_failures.clone(),
+        );
         registry.register_with_unit(
             "graph_load_duration",
             "Loading a graph into memory",
@@ -188,8 +196,8 @@ impl Telemetry {
         }
     }
 
-    /// Counts an error answer of a function; `error` is a name of the error table or the function's own.
-    pub fn error(&self, function: &FunctionMetrics, error: &str) {
+    /// Counts an error answer of a function; `error` is a name of the error table.
+    pub fn error(&self, function: &FunctionMetrics, error: &'static str) {
         let labels = ErrorLabels { function: function.name.clone(), error: error.to_owned() };
         self.errors.get_or_create(&labels).inc();
     }
@@ -232,7 +240,9 @@ fn seconds() -> Histogram {
 pub fn start_log(json: bool, filter: &str) {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let people = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(people).with_writer(std::io::stderr);
     // A second start, as in tests with several hosts, keeps the first log.
     let _ = if json { log.json().flatten_event(true).try_init() } else { log.with_target(false).try_init() };
 }

@@ -105,6 +105,33 @@ def loop_forever():
     )
 
 
+def loop_rounds():
+    """As `loop_forever`, with the caller's number of rounds: 1 after an even number, -1 after an odd one."""
+    body = helper.make_graph(
+        [node("Identity", ["keep_going"], ["still_going"]), node("Neg", ["before"], ["after"])],
+        "body",
+        [
+            value("trip", TensorProto.INT64, []),
+            value("keep_going", TensorProto.BOOL, []),
+            value("before", TensorProto.FLOAT, [1]),
+        ],
+        [value("still_going", TensorProto.BOOL, []), value("after", TensorProto.FLOAT, [1])],
+    )
+    return checked(
+        "loop_rounds",
+        [
+            node("Squeeze", ["rounds"], ["trips"]),
+            node("Loop", ["trips", "go", "one"], ["y"], body=body),
+        ],
+        [value("rounds", TensorProto.INT64, [1])],
+        [value("y", TensorProto.FLOAT, [1])],
+        [
+            numpy_helper.from_array(np.array(True), "go"),
+            numpy_helper.from_array(np.array([1], np.float32), "one"),
+        ],
+    )
+
+
 def slow(size=512, products=240):
     """Multiplies a matrix filled with x by one that averages rows, again and again: the answer is x.
 
@@ -193,6 +220,7 @@ def main():
         "two_outputs": two_outputs(),
         "dynamic_seq": dynamic_seq(),
         "loop_forever": loop_forever(),
+        "loop_rounds": loop_rounds(),
         "slow": slow(),
         "bad_external": bad_external(),
         "huge_constant": huge_constant(),

@@ -61,7 +61,8 @@ fn embeddings(texts: &[String]) -> Result<Tensor<f32>> {
     }
     let vocabulary = std::fs::read_to_string(VOCABULARY)
         .map_err(|error| Error::failed(format_args!("{VOCABULARY}: {error}")))?;
-    let tokenizer = Tokenizer::new(&vocabulary).ok_or_else(|| Error::failed("the vocabulary is not BERT's"))?;
+    let tokenizer =
+        Tokenizer::new(&vocabulary).ok_or_else(|| Error::failed("the vocabulary is not BERT's"))?;
     let ids: Vec<Vec<i64>> = texts.iter().map(|text| tokenizer.encode(text, TOKENS)).collect();
     let (input_ids, attention_mask) = batch(&ids)?;
     let token_type_ids = Tensor::new(input_ids.shape(), vec![0_i64; input_ids.len()])?;

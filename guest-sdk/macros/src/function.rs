@@ -38,7 +38,12 @@ pub(crate) fn expand(arguments: TokenStream, item: TokenStream) -> Result<TokenS
     let call = call(&item.sig.ident, &arguments, &returned, options.outputs.as_deref());
     let marker = format_ident!("__tenon_{}", item.sig.ident.unraw());
     Ok(quote! {
+        #[cfg_attr(not(target_family = "wasm"), allow(dead_code, reason = "exported in wasm"))]
         #item
+
+        #[doc(hidden)]
+        #[allow(dead_code, reason = "a second function in the same place is an error that says so")]
+        const A_COMPONENT_HAS_ONE_MODEL_FUNCTION: () = ();
 
         #[doc(hidden)]
         #[allow(dead_code, non_camel_case_types, reason = "exported in wasm, under the fn's name out of its way")]
@@ -197,7 +202,9 @@ fn checks(arguments: &[Argument], outputs: &Type, options: &FunctionArguments) -
         let datatype = output.tensor.datatype();
         quote_spanned!(ty.span()=> const _: ::tenon_sdk::Datatype = ::tenon_sdk::export::check_output::<#ty>(#datatype);)
     });
-    let raw = match (&options.accepts, tensors.as_slice()) {
+    let answers =
+        options.answers.as_ref().map(|answers| check_answers(answers, outputs, options)).transpose()?;
+    let accepts = match (&options.accepts, tensors.as_slice()) {
         (None, _) => TokenStream::new(),
         (Some(_), [(ty, tensor)]) => {
             let datatype = tensor.datatype();
@@ -209,7 +216,20 @@ fn checks(arguments: &[Argument], outputs: &Type, options: &FunctionArguments) -
             return Err(Error::new(span, "a raw body becomes the one BYTES input: give the fn one input"));
         }
     };
-    Ok(quote!(#(#inputs)* #(#named)* #raw))
+    Ok(quote!(#(#inputs)* #(#named)* #accepts #answers))
+}
+
+fn check_answers(answers: &LitStr, outputs: &Type, options: &FunctionArguments) -> Result<TokenStream> {
+    match options.outputs.as_deref() {
+        None => Ok(quote_spanned!(outputs.span()=> const _: () =
+            ::tenon_sdk::export::check_answers::<#outputs>();)),
+        Some([output]) => {
+            let (ty, datatype) = (output_types(outputs)[0], output.tensor.datatype());
+            Ok(quote_spanned!(ty.span()=> const _: () =
+                ::tenon_sdk::export::check_raw(::tenon_sdk::export::check_output::<#ty>(#datatype));))
+        }
+        Some(_) => Err(Error::new(answers.span(), "a raw answer is the one BYTES output: return one")),
+    }
 }
 
 fn tensor(argument: &Argument) -> Option<(&Type, &TensorArguments)> {

@@ -131,7 +131,11 @@ impl Cache {
     ///
     /// # Errors
     /// Where it is too large or cannot be kept.
-    pub fn store_bytes(&self, parts: &[impl AsRef<[u8]>], limit_bytes: u64) -> Result<StoredModel, CacheError> {
+    pub fn store_bytes(
+        &self,
+        parts: &[impl AsRef<[u8]>],
+        limit_bytes: u64,
+    ) -> Result<StoredModel, CacheError> {
         let size: u64 = parts.iter().map(|part| part.as_ref().len() as u64).sum();
         if size > limit_bytes {
             let path = PathBuf::from("the guest's model");

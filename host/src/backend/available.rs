@@ -1,6 +1,6 @@
 //! Which backends this host has, and which of them serves a model.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -106,7 +106,11 @@ impl Backends {
                 })
             })
             .collect();
-        if reasons.is_empty() { "no backend built into this host does".to_owned() } else { reasons.join("; ") }
+        if reasons.is_empty() {
+            "no backend built into this host does".to_owned()
+        } else {
+            reasons.join("; ")
+        }
     }
 }
 
@@ -125,4 +129,44 @@ fn built_in(libraries: &Libraries) -> Vec<Arc<dyn Backend>> {
         #[cfg(feature = "rten")]
         Arc::new(super::rten::Rten::new()),
     ]
+}
+
+/// The file that an installed library's folder is complete with: the sums of its other files.
+pub const RECORD: &str = "RECORD";
+
+/// The folders in `libraries` that hold an installed library, the newest version first.
+pub fn search_folders(libraries: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(libraries).into_iter().flatten().flatten();
+    let versioned = entries.filter_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        let version = ["onnxruntime", "openvino"].iter().find_map(|library| {
+            let version = name.strip_prefix(library)?.strip_prefix('-')?;
+            version.split('.').map(|number| number.parse().ok()).collect::<Option<Vec<u32>>>()
+        })?;
+        // Without a record it was not installed whole.
+        entry.path().join(RECORD).is_file().then(|| (version, entry.path()))
+    });
+    let mut folders: Vec<_> = versioned.collect();
+    folders.sort();
+    folders.into_iter().rev().map(|(_, folder)| folder).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_folder_is_searched_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = ["onnxruntime-1.9.0", "onnxruntime-1.28.0", "openvino-2026.4.1", "openvino-old", "x-1.0"];
+        for name in names.into_iter().chain([".install-1.0", "onnxruntime-2.0.0"]) {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+            if name != "onnxruntime-2.0.0" {
+                std::fs::write(dir.path().join(name).join("RECORD"), "").unwrap();
+            }
+        }
+        let expected = ["openvino-2026.4.1", "onnxruntime-1.28.0", "onnxruntime-1.9.0"];
+        assert_eq!(search_folders(dir.path()), expected.map(|name| dir.path().join(name)));
+        assert!(search_folders(&dir.path().join("none")).is_empty());
+    }
 }

@@ -3,6 +3,11 @@
 //! Engines that map INT64 to INT32, or that tell nothing of a model, cannot say what a caller may send. The
 //! file can, and its top levels are walked to their end on the way, so that a file cut short is found out.
 
+#![cfg_attr(
+    not(any(feature = "tract", feature = "rten")),
+    allow(dead_code, reason = "backends that are built in need more of it than `stock` does")
+)]
+
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, BufReader, Read as _};

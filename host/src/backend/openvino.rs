@@ -78,7 +78,7 @@ impl Backend for OpenVino {
         }
         let refused = |reason| LoadError::Model { backend: BACKEND, reason };
         let source = Source::new(Arc::clone(runtime), model)?;
-        let (compiled, names) = source.compile(1).map_err(refused)?;
+        let (compiled, names) = source.compile().map_err(refused)?;
         let graph = Model::new(source, names, compiled, model.concurrency.max(1)).map_err(refused)?;
         Ok(Arc::new(graph))
     }
@@ -143,27 +143,25 @@ struct Model {
     source: Source,
     signature: Signature,
     concurrency: usize,
-    /// Whether shapes vary, so that a run that does not end well spoils the compilation it ran on: later runs
-    /// fail, or answer with outputs of earlier ones. Each caller then has a compilation of its own.
+    /// Whether shapes vary inside, so that a lane is spoiled by a run that was cancelled.
     dynamic: bool,
     lanes: Mutex<Lanes>,
 }
 
 #[derive(Default)]
 struct Lanes {
-    /// The compilation of all lanes, where shapes do not vary.
-    shared: Option<Arc<sys::Compiled>>,
     /// As many as ever ran at once.
     idle: Vec<Lane>,
-    /// Runs that went on after they were cancelled, each on a thread of its own.
+    /// Runs that went on after they were cancelled.
     stuck: Vec<sys::Run>,
 }
 
-/// What one caller at a time runs on.
+/// What one caller at a time runs on: a compilation of the model with one thread. Callers share none, for what
+/// one run spoils would be another's before anybody knew.
 struct Lane {
     // Before `compiled`, so that it goes first.
     request: sys::Request,
-    compiled: Arc<sys::Compiled>,
+    compiled: sys::Compiled,
 }
 
 impl Graph for Model {
@@ -181,30 +179,28 @@ impl Graph for Model {
         let failed = |error: sys::Error| InferError::Failed(self.source.line(&error.text));
         let Lane { request, compiled } = self.lane().map_err(InferError::Failed)?;
         let run = request.start(inputs).map_err(failed)?;
-        match run.wait(cancel) {
+        let error = match run.wait(cancel) {
             Some(Ok(())) => {
                 let (outputs, request) = run.finish(self.signature.outputs.len()).map_err(failed)?;
                 self.put(Lane { request, compiled });
-                self.checked(outputs)
+                return self.checked(outputs);
             }
             Some(Err(error)) if error.cancelled && cancel.is_raised() => {
-                drop(run);
-                self.refill();
-                Err(InferError::Cancelled)
+                if !self.dynamic {
+                    let (_, request) = run.finish(0).map_err(failed)?;
+                    self.put(Lane { request, compiled });
+                }
+                InferError::Cancelled
             }
-            Some(Err(error)) => {
-                drop(run);
-                self.discard(&compiled);
-                self.refill();
-                Err(failed(error))
-            }
+            Some(Err(error)) => failed(error),
             None => {
                 tracing::warn!(backend = BACKEND, "a cancelled run goes on");
                 self.lanes().stuck.push(run);
-                self.refill();
-                Err(InferError::Cancelled)
+                InferError::Cancelled
             }
-        }
+        };
+        self.refill();
+        Err(error)
     }
 }
 
@@ -215,59 +211,34 @@ impl Model {
         compiled: sys::Compiled,
         concurrency: usize,
     ) -> Result<Model, String> {
+        let line = |error: sys::Error| error::line(&error.text, &[]);
         let signature = signature(&compiled, names)?;
         // What cannot be known is taken for the worse.
         let dynamic = compiled.is_dynamic().unwrap_or(true);
-        let model = Model { source, signature, concurrency, dynamic, lanes: Mutex::default() };
-        let lane = if dynamic || concurrency == 1 {
-            model.lane_on(Arc::new(compiled))?
-        } else {
-            drop(compiled);
-            model.lane()?
-        };
-        model.put(lane);
-        Ok(model)
+        let lane = Lane { request: compiled.request().map_err(line)?, compiled };
+        let lanes = Mutex::new(Lanes { idle: vec![lane], stuck: Vec::new() });
+        Ok(Model { source, signature, concurrency, dynamic, lanes })
     }
 
-    /// A lane for one run.
+    /// A lane for one run; where none is idle, a new one, which after the first load comes from the cache.
     fn lane(&self) -> Result<Lane, String> {
-        let shared = {
-            let mut lanes = self.lanes();
-            if let Some(lane) = lanes.idle.pop() {
-                return Ok(lane);
-            }
-            lanes.shared.clone()
-        };
-        let compiled = match shared {
-            Some(compiled) => compiled,
-            None => Arc::new(self.source.compile(if self.dynamic { 1 } else { self.concurrency })?.0),
-        };
-        self.lane_on(compiled)
+        let idle = self.lanes().idle.pop();
+        idle.map_or_else(
+            || {
+                let (compiled, _) = self.source.compile()?;
+                let request = compiled.request().map_err(|error| self.source.line(&error.text))?;
+                Ok(Lane { request, compiled })
+            },
+            Ok,
+        )
     }
 
-    fn lane_on(&self, compiled: Arc<sys::Compiled>) -> Result<Lane, String> {
-        let request = compiled.request().map_err(|error| self.source.line(&error.text))?;
-        if !self.dynamic {
-            self.lanes().shared.get_or_insert_with(|| Arc::clone(&compiled));
-        }
-        Ok(Lane { request, compiled })
-    }
-
-    /// Takes back the lane of a run that ended well.
+    /// Takes a lane for the next caller.
     fn put(&self, lane: Lane) {
         let mut lanes = self.lanes();
-        let current =
-            self.dynamic || lanes.shared.as_ref().is_some_and(|shared| Arc::ptr_eq(shared, &lane.compiled));
-        if current && lanes.idle.len() < self.concurrency {
+        if lanes.idle.len() < self.concurrency {
             lanes.idle.push(lane);
         }
-    }
-
-    /// Has nothing run any more on a compilation on which a run failed.
-    fn discard(&self, compiled: &Arc<sys::Compiled>) {
-        let mut lanes = self.lanes();
-        lanes.shared.take_if(|shared| Arc::ptr_eq(shared, compiled));
-        lanes.idle.retain(|lane| !Arc::ptr_eq(&lane.compiled, compiled));
     }
 
     /// Makes a lane for the next caller, in the time of the one whose lane is gone.

@@ -9,7 +9,9 @@ use tokio::sync::{Notify, Semaphore, watch};
 
 use super::pool::Pool;
 use super::validate::{self, InputError};
-use super::{Backend, Cancel, ExecutionTarget, Graph, InferError, LoadError, ModelFile, Precision, Signature};
+use super::{
+    Backend, Cancel, ExecutionTarget, Graph, InferError, LoadError, ModelFile, Precision, Signature,
+};
 use crate::telemetry::Telemetry;
 use crate::tensor::Tensor;
 
@@ -67,6 +69,8 @@ pub enum AcquireError {
     OverBudget { needed_mib: u64, free_mib: u64, budget_mib: u64 },
     #[error("the backend panicked while it loaded the model: {0}")]
     Panicked(String),
+    #[error("the model was not loaded within {0} ms (`models.load_ms` in host.toml)")]
+    TooSlow(u128),
 }
 
 /// Why an inference gave no outputs.
@@ -84,12 +88,22 @@ pub enum RunError {
 /// The graphs in memory and the threads that run them.
 pub struct Residency {
     entries: Mutex<HashMap<Key, Entry>>,
-    budget_bytes: u64,
-    max_input_bytes: usize,
+    bounds: Bounds,
     pool: Pool,
     loading: Semaphore,
     changed: Arc<Notify>,
     telemetry: Arc<Telemetry>,
+}
+
+/// What a table keeps within.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Memory of all graphs together.
+    pub budget_bytes: u64,
+    /// Bytes of one input.
+    pub max_input_bytes: usize,
+    /// How long callers wait for a load.
+    pub load: Duration,
 }
 
 type Outcome = Result<Arc<Resident>, AcquireError>;
@@ -123,12 +137,11 @@ impl Resident {
 const LOADS_AT_ONCE: usize = 2;
 
 impl Residency {
-    /// A table that keeps within `budget_bytes`, with `pool` to run on. Must be called within a tokio runtime.
-    pub fn start(pool: Pool, budget_bytes: u64, max_input_bytes: usize, telemetry: Arc<Telemetry>) -> Arc<Self> {
+    /// A table that keeps within `bounds`, with `pool` to run on. Must be called within a tokio runtime.
+    pub fn start(pool: Pool, bounds: Bounds, telemetry: Arc<Telemetry>) -> Arc<Self> {
         let residency = Arc::new(Residency {
             entries: Mutex::default(),
-            budget_bytes,
-            max_input_bytes,
+            bounds,
             pool,
             loading: Semaphore::new(LOADS_AT_ONCE),
             changed: Arc::default(),
@@ -213,16 +226,17 @@ impl Residency {
         self.make_room(key, model.cost_bytes).await?;
         let started = Instant::now();
         let (backend, file) = (Arc::clone(&model.backend), model.file.clone());
-        let loaded = tokio::task::spawn_blocking(move || {
+        let loading = tokio::task::spawn_blocking(move || {
             let graph = backend.load(&file);
             trim_heap();
             graph
-        })
-        .await;
-        let graph = match loaded {
-            Ok(Ok(graph)) => graph,
-            Ok(Err(error)) => return Err(Arc::new(error).into()),
-            Err(panic) => return Err(AcquireError::Panicked(panic.to_string())),
+        });
+        let graph = match tokio::time::timeout(self.bounds.load, loading).await {
+            Ok(Ok(Ok(graph))) => graph,
+            Ok(Ok(Err(error))) => return Err(Arc::new(error).into()),
+            Ok(Err(panic)) => return Err(AcquireError::Panicked(panic.to_string())),
+            // The backend cannot be stopped here: what it loads is dropped when it comes.
+            Err(_) => return Err(AcquireError::TooSlow(self.bounds.load.as_millis())),
         };
         self.telemetry.loaded(model.backend.name(), started.elapsed(), model.cost_bytes);
         tracing::info!(
@@ -264,14 +278,14 @@ impl Residency {
         let room = {
             let mut entries = self.lock();
             let mut used: u64 = entries.values().map(Entry::cost_bytes).sum();
-            while used + cost_bytes > self.budget_bytes {
+            while used + cost_bytes > self.bounds.budget_bytes {
                 let Some(oldest) = least_recently_used(&entries) else { break };
                 if let Some(Entry::Ready(resident)) = entries.remove(&oldest) {
                     used -= resident.cost_bytes;
                     evicted.push(resident);
                 }
             }
-            let fits = used + cost_bytes <= self.budget_bytes;
+            let fits = used + cost_bytes <= self.bounds.budget_bytes;
             if fits && let Some(Entry::Loading { cost_bytes: reserved, .. }) = entries.get_mut(key) {
                 *reserved = cost_bytes;
             }
@@ -284,8 +298,8 @@ impl Residency {
     fn over_budget(&self, used: u64, cost_bytes: u64) -> AcquireError {
         AcquireError::OverBudget {
             needed_mib: cost_bytes.div_ceil(1 << 20),
-            free_mib: self.budget_bytes.saturating_sub(used) >> 20,
-            budget_mib: self.budget_bytes >> 20,
+            free_mib: self.bounds.budget_bytes.saturating_sub(used) >> 20,
+            budget_mib: self.bounds.budget_bytes >> 20,
         }
     }
 
@@ -383,8 +397,12 @@ impl Lease {
     ///
     /// # Errors
     /// Where the inputs do not fit, the run fails, or `deadline` passes.
-    pub async fn infer(&self, inputs: Vec<(String, Tensor)>, deadline: Instant) -> Result<Vec<Tensor>, RunError> {
-        let inputs = validate::inputs(self.signature(), inputs, self.residency.max_input_bytes)?;
+    pub async fn infer(
+        &self,
+        inputs: Vec<(String, Tensor)>,
+        deadline: Instant,
+    ) -> Result<Vec<Tensor>, RunError> {
+        let inputs = validate::inputs(self.signature(), inputs, self.residency.bounds.max_input_bytes)?;
         let permit = Arc::clone(&self.resident.permits);
         let permit = permit.acquire_owned().await.expect("the semaphore is never closed");
         // The run keeps the graph in use even when the caller is gone.

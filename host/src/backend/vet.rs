@@ -79,7 +79,7 @@ impl Vetting {
     /// # Errors
     /// Where the model is refused, or no child could be started.
     pub async fn verdict(&self, backend: &Arc<dyn Backend>, file: &ModelFile) -> Result<Verdict, VetError> {
-        let path = self.verdicts.join(format!("{}.json", verdict_key(backend.as_ref(), file)));
+        let path = self.verdicts.join(format!("{}.json", self.verdict_key(backend.as_ref(), file)));
         let verdict = match read(&path) {
             Some(verdict) => verdict,
             None => {
@@ -94,6 +94,27 @@ impl Vetting {
             Some(reason) => Err(VetError::Refused(reason)),
             None => Ok(verdict),
         }
+    }
+
+    /// Verdicts hold for one model in one version of one engine, run in one way. Under other limits it is tried
+    /// out again: one that had too little memory or time may have enough now.
+    fn verdict_key(&self, backend: &dyn Backend, file: &ModelFile) -> String {
+        let mut hash = Sha256::new();
+        for part in [
+            "2",
+            &file.digest,
+            backend.name(),
+            &backend.version(),
+            file.target.name(),
+            if file.precision == Precision::Bf16 { "bf16" } else { "f32" },
+            &file.concurrency.to_string(),
+            &self.limits.memory_bytes.to_string(),
+            &self.limits.cpu_s.to_string(),
+        ] {
+            hash.update(part);
+            hash.update([0]);
+        }
+        hex(&hash.finalize())
     }
 
     /// The child's verdict, and whether it will be the same next time.
@@ -144,31 +165,16 @@ fn died(status: std::process::ExitStatus, limits: &VetLimits) -> String {
     use std::os::unix::process::ExitStatusExt;
     let how = match status.signal() {
         Some(signal) if signal == rustix::process::Signal::XCPU.as_raw() => {
-            return format!("the model used more than {} s of processor time when it was tried out", limits.cpu_s);
+            return format!(
+                "the model used more than {} s of processor time when it was tried out",
+                limits.cpu_s
+            );
         }
         Some(signal) => format!("died of signal {signal}"),
         None => format!("ended with {status}"),
     };
     let memory_mib = limits.memory_bytes >> 20;
     format!("the process that tried the model out under a limit of {memory_mib} MiB {how}")
-}
-
-/// Verdicts hold for one model in one version of one engine, run in one way.
-fn verdict_key(backend: &dyn Backend, file: &ModelFile) -> String {
-    let mut hash = Sha256::new();
-    for part in [
-        "1",
-        &file.digest,
-        backend.name(),
-        &backend.version(),
-        file.target.name(),
-        if file.precision == Precision::Bf16 { "bf16" } else { "f32" },
-        &file.concurrency.to_string(),
-    ] {
-        hash.update(part);
-        hash.update([0]);
-    }
-    hex(&hash.finalize())
 }
 
 fn read(path: &Path) -> Option<Verdict> {

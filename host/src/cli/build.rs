@@ -72,7 +72,9 @@ pub async fn run(args: &BuildArgs, progress: &Progress) -> anyhow::Result<()> {
 /// The manifest at or above `from`, read as a build needs it: variables may lack their values.
 pub(super) fn load(from: &Path, profile: Option<&str>) -> anyhow::Result<Manifest> {
     let path = manifest::find(from).with_context(|| match from.exists() {
-        true => format!("no `{}` in `{}` or above it; name one with `-f`", manifest::FILE_NAME, from.display()),
+        true => {
+            format!("no `{}` in `{}` or above it; name one with `-f`", manifest::FILE_NAME, from.display())
+        }
         false => format!("there is no `{}`; correct `-f`", from.display()),
     })?;
     let options = manifest::Options {
@@ -213,7 +215,9 @@ mod tests {
         let outcome = build(&manifest, &only, &Progress::stderr(true)).await;
         let log = std::fs::read_to_string(dir.path().join("log")).unwrap_or_default();
         match (outcome, expected) {
-            (Ok(()), Ok(expected)) => assert_eq!(log.split_whitespace().collect::<Vec<_>>().join(" "), expected),
+            (Ok(()), Ok(expected)) => {
+                assert_eq!(log.split_whitespace().collect::<Vec<_>>().join(" "), expected)
+            }
             (Err(error), Err(expected)) => assert!(error.to_string().contains(expected), "{error}"),
             (outcome, _) => panic!("{outcome:?}, expected {expected:?}"),
         }

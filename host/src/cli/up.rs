@@ -2,33 +2,39 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::build;
+use super::progress::{Progress, elapsed};
+use super::watch::Watcher;
 use crate::artifact::manifest::{self, Manifest, Options};
 use crate::config::{self, Config};
 use crate::deploy::Step;
-use crate::function::{Snapshot, Target};
+use crate::function::{Function, Route, Target};
 use crate::host::{Host, Surroundings};
 
 #[derive(Args)]
 pub struct UpArgs {
-    /// The app manifest, or its folder.
-    #[arg(short = 'f', long = "from", default_value = ".")]
+    /// The app manifest, or a folder: spin.toml in it or above it.
+    #[arg(short = 'f', long = "from", value_name = "PATH", default_value = ".")]
     from: PathBuf,
     /// Runs each component's build command first.
     #[arg(long)]
     build: bool,
-    /// The build profile whose overrides apply.
+    /// Builds and serves anew whenever a file of the app changes; until then the former version is served.
     #[arg(long)]
+    watch: bool,
+    /// The build profile whose overrides apply.
+    #[arg(long, value_name = "NAME")]
     profile: Option<String>,
     /// Where to serve, in place of `listen.http`.
-    #[arg(long)]
+    #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
-    /// The value of an app variable, as NAME=VALUE.
+    /// The value of an app variable.
     #[arg(long = "variable", value_name = "NAME=VALUE")]
     variables: Vec<String>,
 }
@@ -37,21 +43,36 @@ pub struct UpArgs {
 ///
 /// # Errors
 /// Where the app or the host is not in order, or not all calls ended before the host did.
-pub async fn run(args: UpArgs, mut config: Config) -> anyhow::Result<()> {
+pub async fn run(args: UpArgs, mut config: Config, progress: &Progress) -> anyhow::Result<()> {
     let app = load(&args)?;
+    for warning in &app.warnings {
+        progress.warn(warning);
+    }
+    if args.build || args.watch {
+        build::build(&app, &[], progress).await?;
+    }
     if let Some(listen) = args.listen {
         config.listen.http = listen;
     }
     let logs = config.log.dir.clone().unwrap_or_else(|| app.dir.join(".tenon/logs"));
     let program = std::env::current_exe().context("cannot find out which program this is")?;
     let host = Host::start(config, Surroundings { program, logs }).await?;
+    let report = |step: Step| progress.say("Ready", format!("{} ({})", step.what, elapsed(step.took)));
     host.deployer.deploy(&app, &report).await?;
-    announce(&host);
-    stop_signal().await?;
-    eprintln!("  Stopping finishing what runs; once more stops at once");
+    announce(&host, &app, progress);
+    let mut stop = StopSignal::listen()?;
     tokio::select! {
-        ended = host.drain() => if !ended { bail!("some calls had not ended when the time to drain was over") },
-        second = stop_signal() => { second?; bail!("stopped at once"); }
+        stopped = stop.wait() => stopped?,
+        never = watch(&args, &app, &host, progress), if args.watch => never?,
+    }
+    progress.say("Stopping", "finishing what runs; once more stops at once");
+    tokio::select! {
+        ended = host.drain() => {
+            if !ended {
+                bail!("some calls had not ended when the time to drain was over (`limits.drain_ms`)");
+            }
+        }
+        stopped = stop.wait() => { stopped?; bail!("stopped before everything had ended"); }
     }
     Ok(())
 }
@@ -60,14 +81,11 @@ fn load(args: &UpArgs) -> anyhow::Result<Manifest> {
     let Some(path) = manifest::find(&args.from) else {
         bail!("there is no spin.toml at `{}` or above it; `tenon new` makes an app", args.from.display());
     };
-    let variables = args
-        .variables
-        .iter()
-        .map(|variable| {
-            let (name, value) = variable.split_once('=').context("--variable takes NAME=VALUE")?;
-            Ok((name.to_owned(), value.to_owned()))
-        })
-        .collect::<anyhow::Result<BTreeMap<_, _>>>()?;
+    let variables = args.variables.iter().map(|variable| {
+        let (name, value) = variable.split_once('=').context("--variable takes NAME=VALUE")?;
+        Ok((name.to_owned(), value.to_owned()))
+    });
+    let variables = variables.collect::<anyhow::Result<BTreeMap<_, _>>>()?;
     let options = Options {
         profile: args.profile.as_deref(),
         variables: &variables,
@@ -77,44 +95,138 @@ fn load(args: &UpArgs) -> anyhow::Result<Manifest> {
     Ok(Manifest::load(&path, &options)?)
 }
 
-fn report(step: Step) {
-    eprintln!("     Ready {} ({:.1} ms)", step.what, step.took.as_secs_f64() * 1e3);
-}
-
-fn announce(host: &Host) {
-    let snapshot = host.functions.snapshot();
-    eprintln!("   Serving http://{}", host.http);
-    if let Some(admin) = host.admin {
-        eprintln!("  Operator http://{admin}/metrics");
-    }
-    for route in snapshot.routes.iter() {
-        let what = match &route.target {
-            Target::Function(function) => {
-                format!("{} ({})", function.name, function.revision.program.kind_name())
+/// Serves each new version of the app when it is in order, and says what is wrong when it is not.
+async fn watch(args: &UpArgs, app: &Manifest, host: &Host, progress: &Progress) -> anyhow::Result<()> {
+    let mut app = app.clone();
+    loop {
+        let mut watcher = Watcher::new(&app)?;
+        for path in watcher.unwatched() {
+            progress.warn(format!("`{path}` cannot be watched"));
+        }
+        loop {
+            let change = watcher.changed().await;
+            let rebuild: Vec<_> = change.rebuild.into_iter().collect();
+            match renew(args, host, &rebuild, progress).await {
+                // What is watched stands in the manifest.
+                Ok(renewed) if change.manifest => {
+                    app = renewed;
+                    break;
+                }
+                Ok(_) => {}
+                Err(error) => progress.warn(format!("still serving the former version: {error:#}")),
             }
-            Target::Static(answer) => format!("status {}", answer.status),
-        };
-        eprintln!("     Route {} -> {what}", route.pattern);
-    }
-    models(&snapshot);
-}
-
-fn models(snapshot: &Snapshot) {
-    for function in &snapshot.functions {
-        for model in &function.revision.models {
-            eprintln!(
-                "     Model {} of {} on {} ({}): {}",
-                model.name, function.name, model.backend, model.target, model.signature
-            );
         }
     }
 }
 
-async fn stop_signal() -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        interrupted = tokio::signal::ctrl_c() => interrupted?,
+async fn renew(
+    args: &UpArgs,
+    host: &Host,
+    rebuild: &[String],
+    progress: &Progress,
+) -> anyhow::Result<Manifest> {
+    let app = load(args)?;
+    if !rebuild.is_empty() {
+        let known = |id: &&String| app.components.iter().any(|component| component.id == **id);
+        let rebuild: Vec<_> = rebuild.iter().filter(known).cloned().collect();
+        build::build(&app, &rebuild, progress).await?;
     }
-    Ok(())
+    host.deployer.deploy(&app, &|_| {}).await?;
+    progress.say("Serving", "the new version");
+    Ok(app)
+}
+
+fn announce(host: &Host, app: &Manifest, progress: &Progress) {
+    let snapshot = host.functions.snapshot();
+    for route in snapshot.routes.iter() {
+        let what = match &route.target {
+            Target::Function(function) => {
+                format!("{}, {}", function.name, function.revision.program.kind_name())
+            }
+            Target::Static(answer) => format!("status {}", answer.status),
+        };
+        progress.say("Route", format!("http://{}{} -> {what}", host.http, route.pattern));
+    }
+    for function in &snapshot.functions {
+        for model in &function.revision.models {
+            let where_to = format!("on {} ({})", model.backend, model.target);
+            progress.say("Model", format!("{} of {} {where_to}: {}", model.name, function.name, model.signature));
+        }
+    }
+    if let Some(admin) = host.admin {
+        progress.say("Operator", format!("http://{admin}/metrics, /ready, /functions"));
+    }
+    progress.say("Serving", format!("http://{}", host.http));
+    if let Some(call) = snapshot.routes.iter().find_map(|route| example(host.http, app, route)) {
+        progress.say("Try", call);
+    }
+}
+
+/// A call that works: with a file of the app where the function takes files, else with zeros.
+fn example(http: SocketAddr, app: &Manifest, route: &Route) -> Option<String> {
+    let Target::Function(function) = &route.target else { return None };
+    let path = route.pattern.strip_suffix("/...").unwrap_or(&route.pattern);
+    if path.contains(':') {
+        return None;
+    }
+    let url = format!("http://{http}{path}");
+    let Some(description) = &function.revision.description else { return Some(format!("curl {url}")) };
+    if description.accepts.is_empty() {
+        let body = crate::serve::json::example(description)?;
+        return Some(format!("curl --json '{body}' {url}"));
+    }
+    let file = sample(app, function, &description.accepts)?;
+    let media_type = description.accepts.iter().find(|accepted| accepted.as_str() == "application/json");
+    let header = media_type.map(|media_type| format!("-H 'content-type: {media_type}' ")).unwrap_or_default();
+    Some(format!("curl {header}--data-binary @{} {url}", file.display()))
+}
+
+/// A file beside the function's model, or one folder up, that looks like what the function accepts.
+fn sample(app: &Manifest, function: &Function, accepts: &[String]) -> Option<PathBuf> {
+    let component = app.components.iter().find(|component| app.function(component) == function.name)?;
+    let models = component.models.values().filter_map(|model| model.path.parent());
+    let folders = models.flat_map(|folder| [Some(folder), folder.parent()]).flatten();
+    let mut files: Vec<PathBuf> = folders
+        .flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten().flatten())
+        .map(|entry| entry.path())
+        .filter(|path| path.is_file() && accepts.iter().any(|accepted| looks_like(path, accepted)))
+        .collect();
+    files.sort();
+    let file = files.into_iter().next()?;
+    let here = std::env::current_dir().ok();
+    Some(here.and_then(|here| file.strip_prefix(here).ok().map(Path::to_owned)).unwrap_or(file))
+}
+
+fn looks_like(path: &Path, media_type: &str) -> bool {
+    let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+    match media_type {
+        "image/png" => ending == "png",
+        "image/jpeg" => matches!(ending, "jpg" | "jpeg"),
+        "image/*" => matches!(ending, "png" | "jpg" | "jpeg"),
+        // A model's own settings are JSON too: only a file that says so is a sample.
+        "application/json" => path.file_name().is_some_and(|name| name == "sample.json"),
+        "text/*" | "text/plain" => ending == "txt",
+        _ => false,
+    }
+}
+
+/// The signals that ask to stop: SIGTERM, and ctrl-c.
+struct StopSignal {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl StopSignal {
+    fn listen() -> std::io::Result<StopSignal> {
+        let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        Ok(StopSignal { terminate, interrupt })
+    }
+
+    async fn wait(&mut self) -> anyhow::Result<()> {
+        let signal = tokio::select! {
+            signal = self.terminate.recv() => signal,
+            signal = self.interrupt.recv() => signal,
+        };
+        signal.context("no more signals can be received")
+    }
 }

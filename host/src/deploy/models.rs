@@ -1,11 +1,31 @@
-//! From a model in a manifest to one that may be granted: kept, given a backend, tried out.
+//! From a model file to one that may be granted: kept, given a backend, tried out.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Deployer, ModelError};
+use tokio::sync::Semaphore;
+
+use super::ModelError;
+use crate::artifact::cache::{Cache, StoredModel};
 use crate::artifact::manifest;
+use crate::backend::available::Backends;
 use crate::backend::residency::Model;
+use crate::backend::vet::Vetting;
 use crate::backend::{Encoding, ExecutionTarget, ModelFile, Precision};
+use crate::config::Config;
+use crate::nn::{GuestModel, TakeIn};
+
+/// What it takes to take a model in.
+pub struct Intake {
+    pub config: Arc<Config>,
+    pub cache: Cache,
+    pub backends: Backends,
+    pub vetting: Vetting,
+    trying: Semaphore,
+}
+
+/// Models that are tried out at once: each child may take as much as `models.vet` allows.
+const CHILDREN: usize = 2;
 
 /// A model that may be granted.
 pub struct Admitted {
@@ -14,28 +34,37 @@ pub struct Admitted {
     pub signature: String,
 }
 
-impl Deployer {
-    /// Takes a model in: a copy in the cache, a backend, and a verdict on the two.
+/// How a model wants to be run.
+struct Wishes {
+    encoding: Encoding,
+    target: ExecutionTarget,
+    precision: Precision,
+    backend: Option<String>,
+    concurrency: Option<usize>,
+    idle_timeout_s: Option<u64>,
+}
+
+impl Intake {
+    pub fn new(config: Arc<Config>, cache: Cache, backends: Backends, vetting: Vetting) -> Intake {
+        Intake { config, cache, backends, vetting, trying: Semaphore::new(CHILDREN) }
+    }
+
+    /// Takes in a model that a manifest declares.
     ///
     /// # Errors
     /// Where it cannot be kept, no backend serves it, or the backend refuses it.
     pub async fn admit(&self, declared: &manifest::Model) -> Result<Admitted, ModelError> {
         let cache = self.cache.clone();
         let (path, weights) = (declared.path.clone(), declared.weights.clone());
-        let limit = self.config.models.max_model_mib << 20;
+        let limit = self.limit();
         let stored = tokio::task::spawn_blocking(move || cache.store_model(&path, weights.as_deref(), limit))
             .await
             .expect("copying a file does not panic")?;
-        let encoding = match declared.encoding {
-            manifest::Encoding::Onnx => Encoding::Onnx,
-            manifest::Encoding::Openvino => Encoding::Openvino,
-        };
-        let backend = self.backends.choose(declared.backend.as_deref(), encoding)?;
-        let file = ModelFile {
-            path: stored.path,
-            weights: stored.weights,
-            encoding,
-            digest: stored.digest,
+        let wishes = Wishes {
+            encoding: match declared.encoding {
+                manifest::Encoding::Onnx => Encoding::Onnx,
+                manifest::Encoding::Openvino => Encoding::Openvino,
+            },
             target: match declared.target {
                 manifest::ExecutionTarget::Cpu => ExecutionTarget::Cpu,
                 manifest::ExecutionTarget::Gpu => ExecutionTarget::Gpu,
@@ -45,22 +74,62 @@ impl Deployer {
                 Some(manifest::Precision::Bf16) => Precision::Bf16,
                 Some(manifest::Precision::F32) | None => Precision::F32,
             },
-            concurrency: declared.concurrency.unwrap_or_else(|| self.inference_threads()),
+            backend: declared.backend.clone(),
+            concurrency: declared.concurrency,
+            idle_timeout_s: declared.idle_timeout_s,
+        };
+        self.vetted(stored, wishes).await
+    }
+
+    /// What takes in models that guests bring; absent unless the operator allows that.
+    pub fn take_in(self: &Arc<Self>) -> Option<TakeIn> {
+        if !self.config.models.allow_guest_models {
+            return None;
+        }
+        let intake = Arc::clone(self);
+        Some(Arc::new(move |model: GuestModel| {
+            let intake = Arc::clone(&intake);
+            Box::pin(async move { intake.bring(model).await.map_err(|error| error.to_string()) })
+        }))
+    }
+
+    async fn bring(&self, model: GuestModel) -> Result<Model, ModelError> {
+        let cache = self.cache.clone();
+        let limit = self.limit();
+        let GuestModel { parts, encoding, target } = model;
+        let stored = tokio::task::spawn_blocking(move || cache.store_bytes(&parts, limit))
+            .await
+            .expect("writing a file does not panic")?;
+        let precision = Precision::default();
+        let wishes =
+            Wishes { encoding, target, precision, backend: None, concurrency: None, idle_timeout_s: None };
+        Ok(self.vetted(stored, wishes).await?.model)
+    }
+
+    async fn vetted(&self, stored: StoredModel, wishes: Wishes) -> Result<Admitted, ModelError> {
+        let backend = self.backends.choose(wishes.backend.as_deref(), wishes.encoding)?;
+        let file = ModelFile {
+            path: stored.path,
+            weights: stored.weights,
+            encoding: wishes.encoding,
+            digest: stored.digest,
+            target: wishes.target,
+            precision: wishes.precision,
+            concurrency: wishes.concurrency.unwrap_or_else(|| self.inference_threads()),
             derived: self.cache.derived(),
         };
-        let verdict = self
-            .vetting
-            .verdict(&backend, &file)
-            .await
-            .map_err(|source| ModelError::Vet { backend: backend.name(), source })?;
-        let idle_timeout = declared.idle_timeout_s.unwrap_or(self.config.models.idle_timeout_s);
-        let model = Model {
-            file,
-            backend,
-            idle_timeout: Duration::from_secs(idle_timeout),
-            cost_bytes: verdict.cost_bytes,
-        };
+        let trying = self.trying.acquire().await.expect("the semaphore is never closed");
+        let verdict = self.vetting.verdict(&backend, &file).await;
+        drop(trying);
+        let verdict = verdict.map_err(|source| ModelError::Vet { backend: backend.name(), source })?;
+        let idle_timeout_s = wishes.idle_timeout_s.unwrap_or(self.config.models.idle_timeout_s);
+        let idle_timeout = Duration::from_secs(idle_timeout_s);
+        let model = Model { file, backend, idle_timeout, cost_bytes: verdict.cost_bytes };
         Ok(Admitted { model, signature: verdict.signature })
+    }
+
+    fn limit(&self) -> u64 {
+        self.config.models.max_model_mib << 20
     }
 
     /// More callers than threads would only wait inside the backend.

@@ -55,7 +55,9 @@ impl Routes {
                 Some(parent) => format!("{parent}/*"),
                 None => route.pattern.clone(),
             };
-            router.add(pattern.as_str(), index).map_err(|error| format!("route `{}`: {error}", route.pattern))?;
+            router
+                .add(pattern.as_str(), index)
+                .map_err(|error| format!("route `{}`: {error}", route.pattern))?;
         }
         Ok(Routes { router, routes })
     }
@@ -102,8 +104,10 @@ mod tests {
             }))
         };
         let patterns = ["/", "/foo/...", "/foo/exact", "/foo/:id/x", "/files/...", "/a/b"];
-        let routes =
-            patterns.iter().map(|pattern| Route { pattern: (*pattern).to_owned(), target: target() }).collect();
+        let routes = patterns
+            .iter()
+            .map(|pattern| Route { pattern: (*pattern).to_owned(), target: target() })
+            .collect();
         let routes = Routes::new(routes).unwrap();
         let found = routes.find(path);
         let found = found.as_ref().map(|found| (found.route.pattern.as_str(), found.rest.as_str()));

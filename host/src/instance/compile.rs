@@ -43,7 +43,12 @@ pub struct Compiled {
 ///
 /// # Errors
 /// Where `wasm` is not a component that the engine takes. A cache that cannot be read or written costs time only.
-pub fn compile(engines: &Engines, wasm: &[u8], digest: &str, folder: &Path) -> Result<Compiled, CompileError> {
+pub fn compile(
+    engines: &Engines,
+    wasm: &[u8],
+    digest: &str,
+    folder: &Path,
+) -> Result<Compiled, CompileError> {
     let flavor = flavor(wasm)?;
     let engine = &engines.linked(flavor).map_err(|error| CompileError::Engine(chain(&error)))?.engine;
     let path = folder.join(format!("{digest}-{}-{WASMTIME}-{:016x}.cwasm", flavor.name(), settings(engine)));

@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -11,17 +12,17 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use wasmtime::Store;
+use wasmtime_wasi_http::WasiHttpView;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
 use wasmtime_wasi_http::p3::bindings::ServicePre;
-use wasmtime_wasi_http::WasiHttpView;
 
 /// Why a body breaks off, in wasi:http's words.
 pub use wasmtime_wasi_http::Error as HttpError;
 
 use super::{Answered, CallError, Deadline, Kind, Program};
 use crate::instance::state::State;
-use crate::nn::Usage;
+use crate::nn::{Meter, Usage};
 
 /// The body of a request on its way to a guest. It must fail, not hang, when the caller stops sending.
 pub type RequestBody = UnsyncBoxBody<Bytes, HttpError>;
@@ -29,11 +30,14 @@ pub type RequestBody = UnsyncBoxBody<Bytes, HttpError>;
 /// The body of a guest's response.
 pub type ResponseBody = UnsyncBoxBody<Bytes, HttpError>;
 
+/// Whether the guest has failed. Told before its store goes, with which its body ends as if it were whole.
+type Broken = Arc<AtomicBool>;
+
 /// The guest's work for one request, from instantiation to its last byte.
 type Work = Pin<Box<dyn Future<Output = Ended> + Send>>;
 
-/// How the guest ended, and what it used.
-type Ended = (Result<(), CallError>, Usage);
+/// How the guest ended.
+type Ended = Result<(), CallError>;
 
 /// The head of a response, with the guest still at work on the body.
 type Head = Result<http::Response<ResponseBody>, CallError>;
@@ -48,25 +52,28 @@ impl Program {
         permit: P,
     ) -> Answered<http::Response<ResponseBody>> {
         let (head, answered) = oneshot::channel();
-        let mut work = match self.work(request, deadline, head) {
+        let broken = Broken::default();
+        let (mut work, meter) = match self.work(request, deadline, head, &broken) {
             Ok(work) => work,
             Err(error) => return (Err(error), Usage::default()),
         };
         let mut answered = answered;
         // The guest runs in this task until its head is there: most are through by then, and cost no other task.
-        tokio::select! {
+        let response = tokio::select! {
             biased;
-            ended = &mut work => match answered.try_recv() {
-                Ok(head) => (head, ended.1),
-                Err(_) => (Err(ended.0.err().unwrap_or_else(never_answered)), ended.1),
+            // Who failed is not believed what it has answered: its body may not be whole.
+            ended = &mut work => match (ended, answered.try_recv()) {
+                (Ok(()), Ok(head)) => head,
+                (Err(error), _) => Err(error),
+                (Ok(()), Err(_)) => Err(never_answered()),
             },
             head = &mut answered => match head {
                 // The sender lives in the work, which has not ended.
-                Err(_) => { let ended = work.await; (Err(ended.0.err().unwrap_or_else(never_answered)), ended.1) }
-                Ok(Err(error)) => (Err(error), Usage::default()),
-                Ok(Ok(response)) => (Ok(response.map(|body| attend(body, work, permit))), Usage::default()),
+                Err(_) => Err(work.await.err().unwrap_or_else(never_answered)),
+                Ok(head) => head.map(|response| response.map(|body| attend(body, work, broken, permit))),
             },
-        }
+        };
+        (response, meter.read())
     }
 
     fn work(
@@ -74,40 +81,50 @@ impl Program {
         request: http::Request<RequestBody>,
         deadline: Deadline,
         head: oneshot::Sender<Head>,
-    ) -> Result<Work, CallError> {
+        broken: &Broken,
+    ) -> Result<(Work, Meter), CallError> {
         let store = self.store(deadline)?;
+        let meter = store.data().nn.meter().clone();
         let program = Arc::clone(self);
-        match &self.kind {
-            Kind::Typed(_) => Err(CallError::Start("the function takes tensors".to_owned())),
+        let broken = Arc::clone(broken);
+        let work: Work = match &self.kind {
+            Kind::Typed(_) => return Err(CallError::Start("the function takes tensors".to_owned())),
             Kind::HttpP2(pre) => {
                 let pre = pre.clone();
-                Ok(Box::pin(program.guarded(store, deadline, async move |store: &mut Store<State>| {
+                Box::pin(program.guarded(store, deadline, broken, async move |store: &mut Store<State>| {
                     run_p2(&pre, store, request, head).await
-                })))
+                }))
             }
             Kind::HttpP3(pre) => {
                 let pre = pre.clone();
-                Ok(Box::pin(program.guarded(store, deadline, async move |store: &mut Store<State>| {
+                Box::pin(program.guarded(store, deadline, broken, async move |store: &mut Store<State>| {
                     run_p3(&pre, store, request, head).await
-                })))
+                }))
             }
-        }
+        };
+        Ok((work, meter))
     }
 
     /// Runs a guest under its deadline and tells what became of it.
-    async fn guarded<F>(self: Arc<Self>, mut store: Store<State>, deadline: Deadline, run: F) -> Ended
+    async fn guarded<F>(
+        self: Arc<Self>,
+        mut store: Store<State>,
+        deadline: Deadline,
+        broken: Broken,
+        run: F,
+    ) -> Ended
     where
         F: AsyncFnOnce(&mut Store<State>) -> wasmtime::Result<()>,
     {
         let _running = self.running();
         let ended = tokio::time::timeout_at(deadline.at.into(), run(&mut store)).await;
-        let usage = store.data().nn.usage().clone();
         let outcome = match ended {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(self.failure(&error, &store.data().limits, deadline)),
             Err(_) => Err(CallError::DeadlineExceeded(deadline.ms)),
         };
-        (outcome, usage)
+        broken.store(outcome.is_err(), Ordering::Release);
+        outcome
     }
 }
 
@@ -123,7 +140,8 @@ async fn run_p2(
 ) -> wasmtime::Result<()> {
     let request = store.data_mut().http().new_incoming_request(Scheme::Http, request)?;
     let out = store.data_mut().http().new_response_outparam_from_callback(move |response| {
-        let response = response.map_err(|code| CallError::BadReply(format!("it answered the error `{code:?}`")));
+        let response =
+            response.map_err(|code| CallError::BadReply(format!("it answered the error `{code:?}`")));
         // A caller that has gone needs no head.
         let _ = head.send(response);
     })?;
@@ -152,7 +170,7 @@ async fn run_p3(
             let response = accessor.with(|store| response.into_http(store, sent))?;
             // The store has to run on until the body has been read: the guest may still be writing it.
             let (read, done) = oneshot::channel::<()>();
-            let response = response.map(|body| Watched { body, _read: read }.boxed_unsync());
+            let response = response.map(|body| Watched { body, read: Some(read) }.boxed_unsync());
             if head.send(Ok(response)).is_ok() {
                 let _ = done.await;
             }
@@ -161,10 +179,10 @@ async fn run_p3(
         .await?
 }
 
-/// A body that tells when it has gone.
+/// A body that tells when it has been read or dropped, by dropping `read`.
 struct Watched {
     body: ResponseBody,
-    _read: oneshot::Sender<()>,
+    read: Option<oneshot::Sender<()>>,
 }
 
 impl Body for Watched {
@@ -175,7 +193,11 @@ impl Body for Watched {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        if matches!(polled, Poll::Ready(None)) {
+            self.read = None;
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -189,48 +211,70 @@ impl Body for Watched {
 
 /// Lets the guest work on while its body is read. In a task of its own: a caller that reads slowly, so that the
 /// body is not polled, must not keep the guest beyond its deadline.
-fn attend<P: Send + 'static>(body: ResponseBody, work: Work, permit: P) -> ResponseBody {
+fn attend<P: Send + 'static>(body: ResponseBody, work: Work, broken: Broken, permit: P) -> ResponseBody {
+    let working = Working { stopped: Stopped(Some(Arc::clone(&broken))), work };
     let task = tokio::spawn(async move {
-        let (outcome, _) = work.await;
+        let outcome = working.await;
         drop(permit);
-        outcome
+        if let Err(error) = outcome {
+            tracing::warn!(%error, "a function failed after it had begun to answer");
+        }
     });
-    Attended { body, guest: Some(Guest(task)) }.boxed_unsync()
+    Attended { body, guest: Guest(Some(task)), broken }.boxed_unsync()
+}
+
+/// Work that counts as failed where it is stopped before its end, or panics.
+struct Working {
+    // The first to be dropped: before the work and its store, with which the body ends.
+    stopped: Stopped,
+    work: Work,
+}
+
+struct Stopped(Option<Broken>);
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        if let Some(broken) = &self.0 {
+            broken.store(true, Ordering::Release);
+        }
+    }
+}
+
+impl Future for Working {
+    type Output = Ended;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Ended> {
+        let polled = self.work.as_mut().poll(context);
+        if polled.is_ready() {
+            self.stopped.0 = None;
+        }
+        polled
+    }
 }
 
 /// A guest that works on its body; dropping it stops the guest.
-struct Guest(JoinHandle<Result<(), CallError>>);
+struct Guest(Option<JoinHandle<()>>);
+
+impl Guest {
+    /// Lets the guest work on for itself, until its deadline.
+    fn release(&mut self) {
+        self.0 = None;
+    }
+}
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        self.0.abort();
+        if let Some(task) = &self.0 {
+            task.abort();
+        }
     }
 }
 
 /// A body with the guest that writes it.
 struct Attended {
     body: ResponseBody,
-    guest: Option<Guest>,
-}
-
-impl Attended {
-    /// Whether the guest failed, as far as is known now.
-    fn failed(&mut self, context: &mut Context<'_>) -> bool {
-        let Some(Guest(task)) = &mut self.guest else { return false };
-        let Poll::Ready(ended) = Pin::new(task).poll(context) else { return false };
-        self.guest = None;
-        match ended {
-            Ok(Ok(())) => false,
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "a function failed after it had begun to answer");
-                true
-            }
-            Err(error) => {
-                tracing::error!(%error, "a call panicked after it had begun to answer");
-                true
-            }
-        }
-    }
+    guest: Guest,
+    broken: Broken,
 }
 
 impl Body for Attended {
@@ -241,20 +285,20 @@ impl Body for Attended {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
-        if self.failed(context) {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        if self.broken.load(Ordering::Acquire) {
             // What was sent is not the whole: the connection must not end as if it were.
             return Poll::Ready(Some(Err(HttpError::HttpResponseIncomplete)));
         }
-        let polled = Pin::new(&mut self.body).poll_frame(context);
         if matches!(polled, Poll::Ready(None)) {
-            // The caller has everything: a guest that works on ends here.
-            self.guest = None;
+            self.guest.release();
         }
         polled
     }
 
     fn is_end_stream(&self) -> bool {
-        self.guest.is_none() && self.body.is_end_stream()
+        // Only the end itself tells whether the guest had failed.
+        false
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use wasmtime::component::{Accessor, HasSelf, ResourceTable};
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
-use wasmtime_wasi_http::{Error as HttpError, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView};
+use wasmtime_wasi_http::{
+    Error as HttpError, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView,
+};
 
 use super::limits::Limits;
 use super::log::FunctionLog;
@@ -88,13 +90,8 @@ impl WasiHttpView for State {
 /// Outbound HTTP: denied, since no function can be granted a host yet.
 struct Egress;
 
-type Sent = Result<
-    (
-        http::Response<WasiBody>,
-        Box<dyn Future<Output = Result<(), HttpError>> + Send>,
-    ),
-    HttpError,
->;
+type Sent =
+    Result<(http::Response<WasiBody>, Box<dyn Future<Output = Result<(), HttpError>> + Send>), HttpError>;
 
 impl WasiHttpHooks for Egress {
     fn send_request(

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use super::{Answered, CallError, Deadline, Kind, Program};
-use crate::backend::Port;
+use crate::backend::{Port, Signature};
 use crate::instance::state::State;
+use crate::nn::Usage;
 use crate::nn::bindings::PlatformPre;
 use crate::nn::bindings::exports::tenon::function::function as export;
 use crate::nn::bindings::tenon::function::tensors::{NamedTensor, TensorMetadata};
-use crate::nn::Usage;
 use crate::tensor::Tensor;
 
 /// A call of a typed function, free of protocol.
@@ -41,8 +41,7 @@ pub enum Parameter {
 /// How a typed function describes itself.
 #[derive(Clone, Debug, Default)]
 pub struct Description {
-    pub inputs: Vec<Port>,
-    pub outputs: Vec<Port>,
+    pub signature: Signature,
     /// Media types of raw bodies that the function takes as its one BYTES input.
     pub accepts: Vec<String>,
     /// The media type of its one BYTES output for callers that sent a raw body.
@@ -84,7 +83,7 @@ impl Program {
             Some(Err(error)) => Err(self.failure(&error, &store.data().limits, deadline)),
             None => Err(CallError::DeadlineExceeded(deadline.ms)),
         };
-        let usage = store.data().nn.usage().clone();
+        let usage = store.data().nn.meter().read();
         (answered, usage)
     }
 }
@@ -109,13 +108,26 @@ async fn answer(
     let answered = guest.tenon_function_function().call_call(&mut *store, &request).await?;
     let response = match answered {
         Ok(response) => response,
-        Err(export::Error { code, message, status }) => {
-            return Ok(Err(CallError::Raised { code, message, status }));
-        }
+        Err(error) => return Ok(Err(raised(error))),
     };
     let outputs = store.data_mut().take_named(response.outputs)?;
-    let parameters = response.parameters.into_iter().map(|parameter| (parameter.name, parameter.value.into()));
+    let parameters =
+        response.parameters.into_iter().map(|parameter| (parameter.name, parameter.value.into()));
     Ok(Ok(Reply { outputs, parameters: parameters.collect() }))
+}
+
+/// The function's own error, within bounds: its code becomes the name of an error, its message goes to the caller.
+fn raised(export::Error { code, mut message, status }: export::Error) -> CallError {
+    const CODE: usize = 64;
+    const MESSAGE: usize = 8 << 10;
+    let named = (1..=CODE).contains(&code.len())
+        && code.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    if !named {
+        let reason = "the code of its error is not a name of at most 64 letters, digits, `-`, `_` and `.`";
+        return CallError::BadReply(reason.to_owned());
+    }
+    message.truncate(message.floor_char_boundary(MESSAGE));
+    CallError::Raised { code, message, status }
 }
 
 fn lower(state: &mut State, request: Request) -> wasmtime::Result<Option<export::Request>> {
@@ -132,23 +144,23 @@ fn lower(state: &mut State, request: Request) -> wasmtime::Result<Option<export:
 fn description(metadata: export::Metadata) -> Result<Description, CallError> {
     let ports = |ports: Vec<TensorMetadata>| ports.into_iter().map(port).collect::<Result<Vec<_>, _>>();
     let description = Description {
-        inputs: ports(metadata.inputs)?,
-        outputs: ports(metadata.outputs)?,
+        signature: Signature { inputs: ports(metadata.inputs)?, outputs: ports(metadata.outputs)? },
         accepts: metadata.accepts,
         answers: metadata.answers,
     };
     let bad = |reason: String| Err(CallError::BadReply(format!("its description is wrong: {reason}")));
-    for ports in [&description.inputs, &description.outputs] {
+    let Signature { inputs, outputs } = &description.signature;
+    for ports in [inputs, outputs] {
         for (index, port) in ports.iter().enumerate() {
             if ports[..index].iter().any(|earlier| earlier.name == port.name) {
                 return bad(format!("`{}` stands in it twice", port.name));
             }
         }
     }
-    if !description.accepts.is_empty() && !is_one_bytes(&description.inputs) {
+    if !description.accepts.is_empty() && !is_one_bytes(inputs) {
         return bad("it accepts raw bodies, but does not have exactly one BYTES input".to_owned());
     }
-    if description.answers.is_some() && !is_one_bytes(&description.outputs) {
+    if description.answers.is_some() && !is_one_bytes(outputs) {
         return bad("it answers raw bodies, but does not have exactly one BYTES output".to_owned());
     }
     Ok(description)
@@ -165,7 +177,10 @@ fn port(metadata: TensorMetadata) -> Result<Port, CallError> {
     };
     let shape: Result<Vec<_>, _> = metadata.shape.into_iter().map(dim).collect();
     let Ok(shape) = shape else {
-        return Err(CallError::BadReply(format!("`{}` is described with a negative dimension", metadata.name)));
+        return Err(CallError::BadReply(format!(
+            "`{}` is described with a negative dimension",
+            metadata.name
+        )));
     };
     Ok(Port { name: metadata.name, datatype: metadata.datatype.into(), shape: Some(shape) })
 }

@@ -4,7 +4,7 @@ use wasmtime::component::Resource;
 
 use super::bindings::tenon::function::models::{self, ErrorCode};
 use super::bindings::tenon::function::tensors::{NamedTensor, TensorMetadata};
-use super::tensors::OVER_MEMORY;
+use super::tensors::{HostTensor, OVER_MEMORY};
 use super::{Held, NamedError};
 use crate::backend::residency::{AcquireError, RunError};
 use crate::backend::{InferError, Port};
@@ -37,9 +37,11 @@ impl models::HostModel for State {
     async fn infer(
         &mut self,
         model: Resource<HostModel>,
-        inputs: Vec<NamedTensor>,
+        inputs: Vec<(String, Resource<HostTensor>)>,
     ) -> wasmtime::Result<Result<Vec<NamedTensor>, models::Error>> {
-        let inputs = self.take_named(inputs)?;
+        // A clone shares the bytes.
+        let inputs = inputs.into_iter().map(|(name, tensor)| Ok((name, self.table.get(&tensor)?.0.clone())));
+        let inputs = inputs.collect::<wasmtime::Result<Vec<_>>>()?;
         let held = &self.table.get(&model)?.0;
         let outputs = match self.nn.infer(held, inputs).await {
             Ok(outputs) => outputs,
@@ -95,7 +97,9 @@ fn named_error(error: &NamedError) -> models::Error {
         NamedError::Acquire(error) => models::Error {
             code: match error {
                 AcquireError::OverBudget { .. } => ErrorCode::TooLarge,
-                AcquireError::Load(_) | AcquireError::Panicked(_) => ErrorCode::Unavailable,
+                AcquireError::Load(_) | AcquireError::Panicked(_) | AcquireError::TooSlow(_) => {
+                    ErrorCode::Unavailable
+                }
             },
             message: error.to_string(),
         },

@@ -87,7 +87,10 @@ pub fn link_data(linker: &mut Linker<State>) -> wasmtime::Result<()> {
 }
 
 impl nn_tensors::Host for State {
-    fn to_nn(&mut self, tensor: Resource<HostTensor>) -> wasmtime::Result<Result<Resource<NnTensor>, String>> {
+    fn to_nn(
+        &mut self,
+        tensor: Resource<HostTensor>,
+    ) -> wasmtime::Result<Result<Resource<NnTensor>, String>> {
         let tensor = self.take_tensor(tensor)?;
         match NnTensor::try_from(tensor) {
             Ok(tensor) => Ok(self.push_nn(tensor)?.ok_or_else(|| OVER_MEMORY.to_owned())),
@@ -95,7 +98,10 @@ impl nn_tensors::Host for State {
         }
     }
 
-    fn from_nn(&mut self, tensor: Resource<NnTensor>) -> wasmtime::Result<Result<Resource<HostTensor>, String>> {
+    fn from_nn(
+        &mut self,
+        tensor: Resource<NnTensor>,
+    ) -> wasmtime::Result<Result<Resource<HostTensor>, String>> {
         match self.take_nn(tensor)?.checked() {
             Ok(tensor) => Ok(self.push_tensor(tensor)?.ok_or_else(|| OVER_MEMORY.to_owned())),
             Err(error) => Ok(Err(error.to_string())),

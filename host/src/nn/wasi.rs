@@ -1,5 +1,7 @@
 //! `wasi:nn`, release candidate of 2024-10-28.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Linker, Resource};
@@ -9,12 +11,11 @@ use super::bindings::wasi::nn::graph::{self, ExecutionTarget, GraphEncoding};
 use super::bindings::wasi::nn::inference;
 use super::bindings::wasi::nn::tensor::{self, TensorType};
 use super::tensors::OVER_MEMORY;
-use super::{Held, NamedError};
-use crate::backend::InferError;
+use super::{GuestModel, Held, NamedError};
 use crate::backend::residency::{AcquireError, RunError};
+use crate::backend::{self, Encoding, InferError};
 use crate::instance::state::State;
 use crate::tensor::{Datatype, Tensor, TensorError};
-use std::sync::Arc;
 
 /// A wasi:nn tensor. Its constructor cannot fail, so data and shape are checked where it is used.
 pub struct NnTensor {
@@ -129,23 +130,52 @@ pub fn link_data(linker: &mut Linker<State>) -> wasmtime::Result<()> {
 }
 
 impl graph::Host for State {
-    async fn load(&mut self, _: Vec<Vec<u8>>, _: GraphEncoding, _: ExecutionTarget) -> Answer<Resource<NnGraph>> {
-        self.nn_error(
-            ErrorCode::Security,
-            "this host does not load models that guests bring; grant the model in the manifest and use load-by-name",
-        )
+    async fn load(
+        &mut self,
+        parts: Vec<Vec<u8>>,
+        encoding: GraphEncoding,
+        target: ExecutionTarget,
+    ) -> Answer<Resource<NnGraph>> {
+        if !self.nn.takes_guest_models() {
+            let reason = "this host does not load models that guests bring; grant the model in the manifest and use \
+                          load-by-name";
+            return self.nn_error(ErrorCode::Security, reason);
+        }
+        let (encoding, expected) = match encoding {
+            GraphEncoding::Onnx => (Encoding::Onnx, 1),
+            GraphEncoding::Openvino => (Encoding::Openvino, 2),
+            _ => return self.nn_error(ErrorCode::InvalidEncoding, "only onnx and openvino are read here"),
+        };
+        if parts.len() != expected {
+            let reason = format!("{} models come in {expected} parts, not {}", encoding.name(), parts.len());
+            return self.nn_error(ErrorCode::InvalidArgument, reason);
+        }
+        let target = match target {
+            ExecutionTarget::Cpu => backend::ExecutionTarget::Cpu,
+            ExecutionTarget::Gpu => backend::ExecutionTarget::Gpu,
+            ExecutionTarget::Tpu => {
+                return self.nn_error(ErrorCode::UnsupportedOperation, "there is no TPU here");
+            }
+        };
+        match self.nn.bring(GuestModel { parts, encoding, target }).await {
+            Ok(held) => Ok(Ok(self.table.push(NnGraph(Arc::new(held)))?)),
+            Err(reason) => self.nn_error(ErrorCode::RuntimeError, reason),
+        }
     }
 
     async fn load_by_name(&mut self, name: String) -> Answer<Resource<NnGraph>> {
         match self.nn.hold(&name).await {
             Ok(held) => Ok(Ok(self.table.push(NnGraph(Arc::new(held)))?)),
-            Err(NamedError::NotFound(name)) => {
-                self.nn_error(ErrorCode::NotFound, format!("the function was not granted a model named `{name}`"))
-            }
+            Err(NamedError::NotFound(name)) => self.nn_error(
+                ErrorCode::NotFound,
+                format!("the function was not granted a model named `{name}`"),
+            ),
             Err(NamedError::Acquire(error)) => {
                 let code = match error {
                     AcquireError::OverBudget { .. } => ErrorCode::TooLarge,
-                    AcquireError::Load(_) | AcquireError::Panicked(_) => ErrorCode::RuntimeError,
+                    AcquireError::Load(_) | AcquireError::Panicked(_) | AcquireError::TooSlow(_) => {
+                        ErrorCode::RuntimeError
+                    }
                 };
                 self.nn_error(code, error.to_string())
             }

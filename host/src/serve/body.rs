@@ -84,7 +84,8 @@ pub fn problem(problem: &Problem) -> Response<Body> {
         "detail": problem.detail,
     });
     let mut response = text("application/problem+json", body.to_string());
-    *response.status_mut() = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    *response.status_mut() =
+        StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     if let Some(seconds) = problem.retry_after_s {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
@@ -149,7 +150,8 @@ impl Budget {
         bytes.extend_from_slice(headroom);
         let reading = async {
             while let Some(frame) = body.frame().await {
-                let frame = frame.map_err(|_| AnswerError::InvalidInput("the body was cut off".to_owned()))?;
+                let frame =
+                    frame.map_err(|_| AnswerError::InvalidInput("the body was cut off".to_owned()))?;
                 let Some(data) = frame.data_ref() else { continue };
                 if bytes.len() - headroom.len() + data.len() > limit {
                     return Err(AnswerError::TooLarge(limit));

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{CONNECTION, HOST, HeaderName};
+use http::header::{CONNECTION, EXPECT, HOST, HeaderName};
 use http::{HeaderValue, Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
@@ -22,8 +22,8 @@ use crate::instance::http::{HttpError, RequestBody};
 /// The request as the guest gets it.
 ///
 /// # Errors
-/// Where the body is announced to be too long.
-pub fn prepare(
+/// Where the body is announced to be too long, or does not begin to come.
+pub async fn prepare(
     request: Request<Incoming>,
     matched: &Matched<'_>,
     client: SocketAddr,
@@ -35,7 +35,7 @@ pub fn prepare(
     if request.body().size_hint().lower() > limit as u64 {
         return Err(AnswerError::TooLarge(limit));
     }
-    let (mut parts, body) = request.into_parts();
+    let (mut parts, mut body) = request.into_parts();
     spin_headers::set(&mut parts, matched, client);
     parts.headers.remove(CONNECTION);
     // HTTP/1.0 callers need not send one, but wasi:http has no request without an authority.
@@ -43,8 +43,21 @@ pub fn prepare(
     if let Ok(id) = HeaderValue::from_str(&head.request_id) {
         parts.headers.insert(HeaderName::from_static("x-request-id"), id);
     }
-    let body = Bounded { body, left: limit, late: Box::pin(tokio::time::sleep(body_read)) };
+    let first = match parts.headers.remove(EXPECT) {
+        // The caller waits for a word before it sends, which it gets when the body is first asked for. A guest that
+        // answers before it reads would otherwise wait for a body that never comes.
+        Some(_) => first_frame(&mut body, body_read).await?,
+        None => None,
+    };
+    let late = Box::pin(tokio::time::sleep(body_read));
+    let body = Bounded { first, body, left: limit, late };
     Ok(Request::from_parts(parts, body.boxed_unsync()))
+}
+
+async fn first_frame(body: &mut Incoming, wait: Duration) -> Result<Option<Frame<Bytes>>, AnswerError> {
+    let late = || AnswerError::SlowBody(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+    let frame = tokio::time::timeout(wait, body.frame()).await.map_err(|_| late())?;
+    frame.transpose().map_err(|_| AnswerError::InvalidInput("the body was cut off".to_owned()))
 }
 
 /// Calls the function. Its permit goes with the body of the answer.
@@ -76,6 +89,8 @@ pub async fn answer(
 
 /// A request's body that fails when it is too long or too slow.
 struct Bounded {
+    /// What was read of the body already.
+    first: Option<Frame<Bytes>>,
     body: Incoming,
     left: usize,
     late: Pin<Box<Sleep>>,
@@ -89,7 +104,10 @@ impl HttpBody for Bounded {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(context);
+        let polled = match self.first.take() {
+            Some(first) => Poll::Ready(Some(Ok(first))),
+            None => Pin::new(&mut self.body).poll_frame(context),
+        };
         if polled.is_pending() && self.late.as_mut().poll(context).is_ready() {
             return Poll::Ready(Some(Err(HttpError::ConnectionReadTimeout)));
         }
@@ -105,10 +123,11 @@ impl HttpBody for Bounded {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.first.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        // With a frame in hand, what is left to come is not the size any more.
+        if self.first.is_none() { self.body.size_hint() } else { SizeHint::default() }
     }
 }

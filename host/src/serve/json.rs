@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use serde_json::{Map, Value, json};
 
 use crate::backend::Port;
-use crate::backend::validate::shape_text;
+use crate::backend::validate::{self, shape_text};
 use crate::instance::typed::{Description, Parameter, Reply, Request};
 use crate::tensor::{Datatype, Tensor, elements};
 
@@ -14,7 +14,8 @@ use crate::tensor::{Datatype, Tensor, elements};
 /// # Errors
 /// Says which input is wrong, and how.
 pub fn request(body: &[u8], description: &Description) -> Result<(Option<String>, Request), String> {
-    let body: Value = serde_json::from_slice(body).map_err(|error| format!("the body is not JSON: {error}"))?;
+    let body: Value =
+        serde_json::from_slice(body).map_err(|error| format!("the body is not JSON: {error}"))?;
     let Value::Object(mut body) = body else {
         return Err("the body is not a JSON object with `inputs`".to_owned());
     };
@@ -41,8 +42,11 @@ pub fn request(body: &[u8], description: &Description) -> Result<(Option<String>
         Some(_) => return Err("`outputs` is not an array".to_owned()),
     };
     for name in &outputs {
-        if !description.outputs.iter().any(|port| port.name == *name) {
-            return Err(format!("the function has no output `{name}`; it has {}", names(&description.outputs)));
+        if !description.signature.outputs.iter().any(|port| port.name == *name) {
+            return Err(format!(
+                "the function has no output `{name}`; it has {}",
+                names(&description.signature.outputs)
+            ));
         }
     }
     Ok((id, Request { inputs, parameters, outputs }))
@@ -64,15 +68,35 @@ pub fn reply(function: &str, id: Option<&str>, reply: &Reply) -> Vec<u8> {
     serde_json::to_vec(&body).expect("a JSON value can be written")
 }
 
+/// A request of zeros that the function takes; nothing where its inputs have no rank or would be long.
+pub fn example(description: &Description) -> Option<String> {
+    const LONGEST: usize = 64;
+    let input = |port: &Port| {
+        let shape: Vec<usize> = port.shape.as_ref()?.iter().map(|dim| dim.unwrap_or(1)).collect();
+        let elements = elements(&shape).ok().filter(|elements| *elements <= LONGEST)?;
+        let zero = match port.datatype {
+            Datatype::Bool => json!(false),
+            Datatype::Bytes => json!(""),
+            _ => json!(0),
+        };
+        let data = vec![zero; elements];
+        Some(json!({ "name": port.name, "datatype": port.datatype.name(), "shape": shape, "data": data }))
+    };
+    let inputs = description.signature.inputs.iter().map(input).collect::<Option<Vec<_>>>()?;
+    Some(json!({ "inputs": inputs }).to_string())
+}
+
 /// The inputs in the description's order, each checked against it.
 ///
 /// # Errors
 /// Names the first input that does not fit, and what would.
-pub fn in_order(given: Vec<(String, Tensor)>, description: &Description) -> Result<Vec<(String, Tensor)>, String> {
-    let signature =
-        crate::backend::Signature { inputs: description.inputs.clone(), outputs: description.outputs.clone() };
-    let ordered = crate::backend::validate::inputs(&signature, given, usize::MAX).map_err(|e| e.to_string())?;
-    Ok(description.inputs.iter().map(|port| port.name.clone()).zip(ordered).collect())
+pub fn in_order(
+    given: Vec<(String, Tensor)>,
+    description: &Description,
+) -> Result<Vec<(String, Tensor)>, String> {
+    let signature = &description.signature;
+    let ordered = validate::inputs(signature, given, usize::MAX).map_err(|error| error.to_string())?;
+    Ok(signature.inputs.iter().map(|port| port.name.clone()).zip(ordered).collect())
 }
 
 fn names(ports: &[Port]) -> String {
@@ -113,7 +137,9 @@ fn parameter_value(value: &Parameter) -> Value {
 }
 
 fn input(input: Value) -> Result<(String, Tensor), String> {
-    let Value::Object(mut input) = input else { return Err("an entry of `inputs` is not an object".to_owned()) };
+    let Value::Object(mut input) = input else {
+        return Err("an entry of `inputs` is not an object".to_owned());
+    };
     let Some(Value::String(name)) = input.remove("name") else {
         return Err("an entry of `inputs` has no `name`".to_owned());
     };
@@ -121,8 +147,9 @@ fn input(input: Value) -> Result<(String, Tensor), String> {
     let Some(Value::String(datatype)) = input.remove("datatype") else {
         return Err(wrong("there is no `datatype`, such as \"FP32\""));
     };
-    let datatype = Datatype::from_name(&datatype)
-        .ok_or_else(|| wrong(&format!("there is no datatype `{datatype}`; FP32 and INT64 are two of them")))?;
+    let datatype = Datatype::from_name(&datatype).ok_or_else(|| {
+        wrong(&format!("there is no datatype `{datatype}`; FP32 and INT64 are two of them"))
+    })?;
     let shape = input.remove("shape").and_then(|shape| serde_json::from_value::<Vec<u64>>(shape).ok());
     let Some(shape) = shape else {
         return Err(wrong("there is no `shape`, an array of numbers that are not negative"));
@@ -239,6 +266,7 @@ fn data(tensor: &Tensor) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Signature;
 
     fn description() -> Description {
         let port = |name: &str, datatype, shape: &[Option<usize>]| Port {
@@ -246,11 +274,10 @@ mod tests {
             datatype,
             shape: Some(shape.to_vec()),
         };
-        Description {
-            inputs: vec![port("x", Datatype::Int8, &[None, Some(2)]), port("s", Datatype::Bytes, &[Some(1)])],
-            outputs: vec![port("y", Datatype::Fp32, &[None])],
-            ..Description::default()
-        }
+        let inputs =
+            vec![port("x", Datatype::Int8, &[None, Some(2)]), port("s", Datatype::Bytes, &[Some(1)])];
+        let outputs = vec![port("y", Datatype::Fp32, &[None])];
+        Description { signature: Signature { inputs, outputs }, ..Description::default() }
     }
 
     fn check(body: &str, expected: Result<&str, &str>) {
@@ -273,7 +300,10 @@ mod tests {
         let x = |shape: &str, data: &str| {
             with(&format!(r#"{{"name":"x","datatype":"INT8","shape":{shape},"data":{data}}}"#))
         };
-        check(&x("[2,2]", "[1,2,3,-128]"), Ok(r#"("x", Tensor(INT8 [2, 2], 4 bytes)), ("s", Tensor(BYTES [1]"#));
+        check(
+            &x("[2,2]", "[1,2,3,-128]"),
+            Ok(r#"("x", Tensor(INT8 [2, 2], 4 bytes)), ("s", Tensor(BYTES [1]"#),
+        );
         check(&x("[2,2]", "[[1,2],[3,4]]"), Ok("Int64(3)"));
         check(&x("[2,2]", "[1,2,3]"), Err("takes 4 elements, `data` has 3"));
         check(&x("[1,2]", "[1,128]"), Err("element 1, `128`, is not a INT8"));
@@ -283,7 +313,10 @@ mod tests {
         check(&x("[-1,2]", "[1,2]"), Err("no `shape`"));
         check(&x("[18446744073709551615,2]", "[1,2]"), Err("more elements"));
         check(&x("[0,2]", "[]"), Err("has a zero"));
-        check(&with(r#"{"name":"x","datatype":"int8","shape":[1,2],"data":[1,2]}"#), Err("no datatype `int8`"));
+        check(
+            &with(r#"{"name":"x","datatype":"int8","shape":[1,2],"data":[1,2]}"#),
+            Err("no datatype `int8`"),
+        );
         check("[]", Err("not a JSON object"));
         check("{", Err("not JSON"));
         check(r#"{"inputs":[]}"#, Err("`x` is missing"));
@@ -291,7 +324,8 @@ mod tests {
 
     #[test]
     fn replies_say_what_json_can() {
-        let fp = |value: f32| Tensor::new(Datatype::Fp32, vec![1], value.to_le_bytes().to_vec().into()).unwrap();
+        let fp =
+            |value: f32| Tensor::new(Datatype::Fp32, vec![1], value.to_le_bytes().to_vec().into()).unwrap();
         let body = Reply {
             outputs: vec![("y".to_owned(), fp(0.5)), ("n".to_owned(), fp(f32::NAN))],
             parameters: vec![("k".to_owned(), Parameter::Bool(true))],

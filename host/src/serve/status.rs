@@ -48,9 +48,29 @@ pub struct Problem {
     pub retry_after_s: Option<u32>,
 }
 
+/// Bytes of a function's own message that are passed on.
+const LONGEST_MESSAGE: usize = 4096;
+
 impl AnswerError {
     pub fn problem(&self) -> Problem {
-        let (status, name) = match self {
+        let (status, name) = self.meaning();
+        let name = match self {
+            AnswerError::Call(CallError::Raised { code, .. }) if is_name(code) => code.clone(),
+            _ => name.to_owned(),
+        };
+        let mut detail = self.to_string();
+        detail.truncate(detail.floor_char_boundary(LONGEST_MESSAGE));
+        let retry_after_s = (status == 503).then_some(1);
+        Problem { status, name, detail, retry_after_s }
+    }
+
+    /// The name for metrics: one of a fixed set, where a function's own codes have no bound.
+    pub fn name(&self) -> &'static str {
+        self.meaning().1
+    }
+
+    fn meaning(&self) -> (u16, &'static str) {
+        match self {
             AnswerError::FunctionNotFound(_) => (404, "function-not-found"),
             AnswerError::MethodNotAllowed { .. } => (405, "method-not-allowed"),
             AnswerError::InvalidInput(_) => (400, "invalid-input"),
@@ -61,9 +81,7 @@ impl AnswerError {
             AnswerError::Call(error) => call(error),
             AnswerError::ReplyTooLarge(_) => (502, "guest-bad-reply"),
             AnswerError::Internal => (500, "internal"),
-        };
-        let retry_after_s = (status == 503).then_some(1);
-        Problem { status, name: name.to_owned(), detail: self.to_string(), retry_after_s }
+        }
     }
 
     /// Whether it is ours or the author's to look at, rather than the caller's: such errors are logged as warnings.
@@ -82,7 +100,13 @@ impl AnswerError {
     }
 }
 
-fn call(error: &CallError) -> (u16, &str) {
+/// Whether a function's own code is a name: lower-case words joined by hyphens.
+fn is_name(code: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=64).contains(&code.len()) && code.bytes().all(plain)
+}
+
+fn call(error: &CallError) -> (u16, &'static str) {
     match error {
         CallError::DeadlineExceeded(_) => (504, "deadline-exceeded"),
         CallError::Trapped(_) => (502, "guest-trapped"),
@@ -90,8 +114,8 @@ fn call(error: &CallError) -> (u16, &str) {
         CallError::BadReply(_) => (502, "guest-bad-reply"),
         CallError::Start(_) => (500, "internal"),
         // What a function says of itself goes, within what is an error at all.
-        CallError::Raised { code, status, .. } => {
-            (status.filter(|status| (400..=599).contains(status)).unwrap_or(422), code)
+        CallError::Raised { status, .. } => {
+            (status.filter(|status| (400..=599).contains(status)).unwrap_or(422), "function-error")
         }
     }
 }
@@ -125,5 +149,10 @@ mod tests {
         check(raised(Some(200)), 422, "not-an-image");
         check(raised(Some(99)), 422, "not-an-image");
         check(AnswerError::Internal, 500, "internal");
+        let code = "not\r\na name".to_owned();
+        let message = "é".repeat(LONGEST_MESSAGE);
+        let odd = AnswerError::Call(CallError::Raised { code, message, status: None });
+        assert!(odd.problem().detail.len() <= LONGEST_MESSAGE);
+        check(odd, 422, "function-error");
     }
 }

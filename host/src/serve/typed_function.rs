@@ -138,10 +138,11 @@ fn raw(collected: Collected, description: &Description) -> Result<Call, AnswerEr
     let mut bytes = bytes.try_into_mut().unwrap_or_else(|shared| shared.as_ref().into());
     let length = u32::try_from(bytes.len() - 4).map_err(|_| AnswerError::TooLarge(u32::MAX as usize))?;
     bytes[..4].copy_from_slice(&length.to_le_bytes());
-    let port = description.inputs.first().ok_or(AnswerError::Internal)?;
+    let port = description.signature.inputs.first().ok_or(AnswerError::Internal)?;
     let tensor = Tensor::new(Datatype::Bytes, vec![1; rank(port)], bytes.freeze());
     let tensor = tensor.map_err(|error| AnswerError::InvalidInput(error.to_string()))?;
-    let inputs = json::in_order(vec![(port.name.clone(), tensor)], description).map_err(AnswerError::InvalidInput)?;
+    let inputs =
+        json::in_order(vec![(port.name.clone(), tensor)], description).map_err(AnswerError::InvalidInput)?;
     let request = typed::Request { inputs, ..typed::Request::default() };
     Ok(Call { request, form: Form::Raw, _share: share })
 }
@@ -167,7 +168,7 @@ fn raw_answer(reply: &Reply, media_type: &str) -> Result<Response<Body>, AnswerE
 /// A function answers what it described: names, datatypes, shapes, each once.
 fn check(reply: &Reply, description: &Description, wanted: &[String]) -> Result<(), String> {
     for (index, (name, tensor)) in reply.outputs.iter().enumerate() {
-        let port = description.outputs.iter().find(|port| port.name == *name);
+        let port = description.signature.outputs.iter().find(|port| port.name == *name);
         let port = port.ok_or_else(|| format!("it answered an output `{name}` that it did not describe"))?;
         if reply.outputs[..index].iter().any(|(earlier, _)| earlier == name) {
             return Err(format!("it answered the output `{name}` twice"));
@@ -180,11 +181,14 @@ fn check(reply: &Reply, description: &Description, wanted: &[String]) -> Result<
                 && shape.iter().zip(tensor.shape()).all(|(want, have)| want.is_none_or(|want| want == *have));
             if !fits {
                 let described = crate::backend::validate::shape_text(shape);
-                return Err(format!("its output `{name}` has the shape {:?}, not {described}", tensor.shape()));
+                return Err(format!(
+                    "its output `{name}` has the shape {:?}, not {described}",
+                    tensor.shape()
+                ));
             }
         }
     }
-    let missing = description.outputs.iter().find(|port| {
+    let missing = description.signature.outputs.iter().find(|port| {
         (wanted.is_empty() || wanted.contains(&port.name))
             && !reply.outputs.iter().any(|(name, _)| *name == port.name)
     });

@@ -96,8 +96,8 @@ fn same(link: &Path, file: &Path) -> bool {
     }
 }
 
-/// Lists the files of `folder` in its seal; again, where files came to it.
-pub(super) fn seal(folder: &Path) -> io::Result<()> {
+/// Lists the files of `folder` in its seal.
+fn seal(folder: &Path) -> io::Result<()> {
     let mut draft = tempfile::NamedTempFile::new_in(folder.parent().unwrap_or(folder))?;
     io::Write::write_all(&mut draft, list(folder)?.as_bytes())?;
     draft.persist(folder.join(SEAL))?;

@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::cache::{self, Entry};
+use super::cache::Entry;
 use super::library::Runtime;
 use super::onnx::{self, Names};
 use super::sys::{self, Compiled, Property};
@@ -49,19 +49,19 @@ impl Source {
         Ok(Source { runtime, model: model.clone(), entry, names })
     }
 
-    /// Compiles the model for `streams` runs at once, and keeps what was compiled for the next time.
+    /// Compiles the model for one run at a time, and keeps what was compiled for the next time.
     ///
     /// # Errors
     /// Says on one line why OpenVINO cannot; a cache that cannot be used is no reason.
-    pub(super) fn compile(&self, streams: usize) -> Result<Ready, String> {
+    pub(super) fn compile(&self) -> Result<Ready, String> {
         let compiled = match self.cacheable() {
-            Ok(file) => match self.load_cached(&file, streams) {
+            Ok(file) => match self.load_cached(&file) {
                 Some(ready) => return Ok(ready),
-                None => self.compile_cached(&file, streams),
+                None => self.compile_cached(&file),
             },
             Err(error) => {
                 tracing::warn!(backend = BACKEND, %error, "failed to use the cache of compiled models");
-                self.compile_uncached(streams)
+                self.compile_uncached()
             }
         };
         compiled.map_err(|error| self.line(&error.text))
@@ -87,10 +87,10 @@ impl Source {
         }
     }
 
-    fn load_cached(&self, file: &Path, streams: usize) -> Option<Ready> {
+    fn load_cached(&self, file: &Path) -> Option<Ready> {
         let folder = self.entry.sealed()?;
         let compile = || {
-            let compiled = self.compile_file(file, &folder, streams)?;
+            let compiled = self.compile_file(file, &folder)?;
             let names = match &self.names {
                 Some(names) => names.clone(),
                 None => self.stored_names(&folder)?,
@@ -104,32 +104,31 @@ impl Source {
                 self.entry.remove();
             })
             .ok()?;
-        if !is_cached(&ready.0)
-            && let Err(error) = cache::seal(&folder)
-        {
-            tracing::warn!(backend = BACKEND, %error, "failed to renew a compiled model in the cache");
+        // OpenVINO did not find what it wants there, and may have begun to write it.
+        if !is_cached(&ready.0) {
+            self.entry.remove();
         }
         Some(ready)
     }
 
-    fn compile_cached(&self, file: &Path, streams: usize) -> sys::Result<Ready> {
+    fn compile_cached(&self, file: &Path) -> sys::Result<Ready> {
         let fresh = match self.entry.fresh() {
             Ok(fresh) => fresh,
             Err(error) => {
                 tracing::warn!(backend = BACKEND, %error, "failed to make room for a compiled model");
-                return self.compile_uncached(streams);
+                return self.compile_uncached();
             }
         };
-        let compiled = match self.compile_file(file, fresh.path(), streams) {
+        let compiled = match self.compile_file(file, fresh.path()) {
             Ok(compiled) => compiled,
             // Once there is a file the model was fine, and writing it down failed.
-            Err(error) if fs::read_dir(fresh.path()).is_ok_and(|mut files| files.next().is_some()) => {
+            Err(error) if has_files(fresh.path()) => {
                 tracing::warn!(
                     backend = BACKEND,
                     error = self.line(&error.text),
                     "failed to write a compiled model"
                 );
-                return self.compile_uncached(streams);
+                return self.compile_uncached();
             }
             Err(error) => return Err(error),
         };
@@ -137,6 +136,11 @@ impl Source {
             Some(names) => names.clone(),
             None => self.own_names(&self.read()?)?,
         };
+        // A full disk, or a device whose compilations cannot be written down.
+        if !has_files(fresh.path()) {
+            tracing::warn!(backend = BACKEND, "OpenVINO did not write a compiled model");
+            return Ok((compiled, names));
+        }
         let stored =
             fs::write(fresh.path().join(NAMES), encode(&names)).and_then(|()| self.entry.keep(fresh));
         if let Err(error) = stored {
@@ -145,10 +149,10 @@ impl Source {
         Ok((compiled, names))
     }
 
-    fn compile_uncached(&self, streams: usize) -> sys::Result<Ready> {
+    fn compile_uncached(&self) -> sys::Result<Ready> {
         let model = self.read()?;
         let names = self.own_names(&model)?;
-        let compiled = self.runtime.core.compile(&model, self.device(), &self.properties(streams))?;
+        let compiled = self.runtime.core.compile(&model, self.device(), &self.properties())?;
         Ok((compiled, names))
     }
 
@@ -156,8 +160,8 @@ impl Source {
         self.runtime.core.read(&self.model.path, self.model.weights.as_deref())
     }
 
-    fn compile_file(&self, file: &Path, cache: &Path, streams: usize) -> sys::Result<Compiled> {
-        let mut properties = self.properties(streams);
+    fn compile_file(&self, file: &Path, cache: &Path) -> sys::Result<Compiled> {
+        let mut properties = self.properties();
         // A host whose folders have names beyond UTF-8 has no cache.
         properties.extend(cache.to_str().map(|folder| (c"CACHE_DIR", folder.to_owned())));
         self.runtime.core.compile_file(file, self.device(), &properties)
@@ -190,22 +194,22 @@ impl Source {
     }
 
     /// The settings of every compilation; OpenVINO refuses those that a device does not know.
-    fn properties(&self, streams: usize) -> Vec<Property<'static>> {
-        let streams = streams.to_string();
+    fn properties(&self) -> Vec<Property<'static>> {
         let mut properties = vec![(c"INFERENCE_PRECISION_HINT", precision(&self.model).to_owned())];
-        match self.model.target {
-            // Each stream has one thread. Threads are not pinned: the streams of two models would
-            // be pinned to the same processors.
-            ExecutionTarget::Cpu => properties.extend([
-                (c"NUM_STREAMS", streams.clone()),
-                (c"INFERENCE_NUM_THREADS", streams),
-                (c"ENABLE_CPU_PINNING", "NO".to_owned()),
-            ]),
-            ExecutionTarget::Gpu => properties.push((c"NUM_STREAMS", streams)),
-            ExecutionTarget::Npu => {}
+        if self.model.target != ExecutionTarget::Npu {
+            properties.push((c"NUM_STREAMS", "1".to_owned()));
+        }
+        if self.model.target == ExecutionTarget::Cpu {
+            // Not pinned: OpenVINO would pin the threads of all compilations to the same processors.
+            properties.push((c"INFERENCE_NUM_THREADS", "1".to_owned()));
+            properties.push((c"ENABLE_CPU_PINNING", "NO".to_owned()));
         }
         properties
     }
+}
+
+fn has_files(folder: &Path) -> bool {
+    fs::read_dir(folder).is_ok_and(|mut files| files.next().is_some())
 }
 
 /// Whether OpenVINO took the compiled model from its cache.

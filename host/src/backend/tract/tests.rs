@@ -141,7 +141,7 @@ const RAMP_SCORES: [f32; 10] = [
 ];
 
 #[test]
-fn each_shape_has_its_own_plan_and_the_least_used_leaves() {
+fn callers_choose_the_dimensions_that_the_model_leaves_open() {
     let graph = graph("dynamic_seq");
     for (batch, seq) in [(1, 3), (2, 5), (4, 1)] {
         let ids: Vec<i64> = (0..batch * seq).map(|id| id as i64 % 100).collect();
@@ -150,18 +150,26 @@ fn each_shape_has_its_own_plan_and_the_least_used_leaves() {
         let mean = ids[..seq].iter().sum::<i64>() as f32 / seq as f32;
         assert_eq!(to_floats(&outputs[0])[0], mean);
     }
+}
+
+#[test]
+fn few_plans_are_kept_and_rare_shapes_share_one() {
+    let graph = graph("dynamic_seq");
     let plan = |seq: usize| graph.plans.plan(vec![vec![1, seq]]).unwrap();
-    let first = plan(3);
-    for seq in 10..17 {
-        plan(seq);
+    let own: Vec<_> = (1..=8).map(plan).collect();
+    let shared = plan(9);
+    assert!(own.iter().all(|own| !Arc::ptr_eq(own, &shared)));
+    assert!(Arc::ptr_eq(&shared, &plan(10)));
+    let outputs = run(&graph, vec![longs(&[1, 10], &[7; 10])]).unwrap();
+    assert_eq!(to_floats(&outputs[0])[0], 7.0);
+
+    assert!(Arc::ptr_eq(&own[0], &plan(1)));
+    for _ in 0..16 {
+        plan(9);
     }
-    assert!(Arc::ptr_eq(&first, &plan(3)));
-    let second = plan(10);
-    for seq in 20..28 {
-        plan(seq);
-    }
-    assert!(!Arc::ptr_eq(&first, &plan(3)));
-    assert!(!Arc::ptr_eq(&second, &plan(10)));
+    assert!(!Arc::ptr_eq(&shared, &plan(9)), "a shape that comes often gets a plan");
+    assert!(Arc::ptr_eq(&own[0], &plan(1)), "the plan that was used last stays");
+    assert!(Arc::ptr_eq(&shared, &plan(2)), "the plan that was used longest ago has left");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use wasip2::exports::http::incoming_handler::Guest;
 use wasip2::http::types::{
     ErrorCode, Fields, IncomingBody, IncomingRequest, OutgoingBody, OutgoingResponse, ResponseOutparam,
 };
-use wasip2::io::streams::StreamError;
+use wasip2::io::streams::{OutputStream, StreamError};
 
 struct Component;
 
@@ -36,52 +36,65 @@ impl Guest for Component {
     }
 }
 
-fn start(outparam: ResponseOutparam, status: u16) -> OutgoingBody {
+/// A response under way. The stream is dropped before the body.
+struct Answer {
+    stream: OutputStream,
+    body: OutgoingBody,
+}
+
+impl Answer {
+    fn write(&self, data: &[u8]) -> Result<(), StreamError> {
+        data.chunks(4096).try_for_each(|chunk| self.stream.blocking_write_and_flush(chunk))
+    }
+
+    fn finish(self) {
+        drop(self.stream);
+        let _ = OutgoingBody::finish(self.body, None);
+    }
+}
+
+fn start(outparam: ResponseOutparam, status: u16) -> Answer {
     let headers = Fields::new();
     let _ = headers.append("content-type", b"text/plain");
     let response = OutgoingResponse::new(headers);
     let _ = response.set_status_code(status);
     let body = response.body().expect("a response has one body");
     ResponseOutparam::set(outparam, Ok(response));
-    body
-}
-
-fn write(body: &OutgoingBody, data: &[u8]) -> Result<(), StreamError> {
-    let stream = body.write().expect("a body has one stream at a time");
-    data.chunks(4096).try_for_each(|chunk| stream.blocking_write_and_flush(chunk))
+    let stream = body.write().expect("a body has one stream");
+    Answer { stream, body }
 }
 
 fn text(outparam: ResponseOutparam, status: u16, text: &str) {
-    let body = start(outparam, status);
-    if write(&body, text.as_bytes()).is_ok() {
-        let _ = OutgoingBody::finish(body, None);
+    let answer = start(outparam, status);
+    if answer.write(text.as_bytes()).is_ok() {
+        answer.finish();
     }
 }
 
 fn body(outparam: ResponseOutparam, mut bytes: u64) {
-    let body = start(outparam, 200);
+    let answer = start(outparam, 200);
     let chunk = [b'.'; 4096];
     while bytes > 0 {
         let now = bytes.min(chunk.len() as u64);
-        if write(&body, &chunk[..now as usize]).is_err() {
+        if answer.write(&chunk[..now as usize]).is_err() {
             return;
         }
         bytes -= now;
     }
-    let _ = OutgoingBody::finish(body, None);
+    answer.finish();
 }
 
 /// Chunk by chunk, as it comes.
 fn echo(request: &IncomingRequest, outparam: ResponseOutparam) {
-    let body = start(outparam, 200);
+    let answer = start(outparam, 200);
     let incoming = request.consume().expect("a request has one body");
     let stream = incoming.stream().expect("a body has one stream");
     while let Ok(chunk) = stream.blocking_read(65_536) {
-        if write(&body, &chunk).is_err() {
+        if answer.write(&chunk).is_err() {
             return;
         }
     }
-    let _ = OutgoingBody::finish(body, None);
+    answer.finish();
 }
 
 fn read_slowly(request: &IncomingRequest, outparam: ResponseOutparam) {
@@ -109,8 +122,8 @@ fn environment() -> String {
 }
 
 fn trap_after_headers(outparam: ResponseOutparam) {
-    let body = start(outparam, 200);
-    let _ = write(&body, b"so far so good\n");
+    let answer = start(outparam, 200);
+    let _ = answer.write(b"so far so good\n");
     core::arch::wasm32::unreachable();
 }
 

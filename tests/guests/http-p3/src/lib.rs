@@ -17,7 +17,10 @@ async fn handle(request: Request) -> Result<impl IntoResponse> {
         "loop" => endless(),
         _ => "hello\n".into(),
     };
-    Ok(Response::builder().status(StatusCode::OK).header("content-type", "text/plain").body(Full::new(body))?)
+    Ok(Response::builder()
+        .status(StatusCode::OK)
+        .header("content-type", "text/plain")
+        .body(Full::new(body))?)
 }
 
 fn headers(request: &Request) -> String {

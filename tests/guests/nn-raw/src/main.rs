@@ -118,7 +118,8 @@ fn through_the_sdk(query: &[(&str, &str)]) -> Result<String, String> {
         let model = tenon_sdk::Model::named(value(query, "model").unwrap_or_default())?;
         let metadata = model.metadata();
         let inputs = metadata.inputs.iter().map(|input| {
-            let shape: Vec<usize> = input.shape.iter().map(|&size| usize::try_from(size).unwrap_or(1)).collect();
+            let shape: Vec<usize> =
+                input.shape.iter().map(|&size| usize::try_from(size).unwrap_or(1)).collect();
             let zeros = vec![0.0_f32; shape.iter().product()];
             Ok((&input.name, tenon_sdk::Tensor::new(shape, zeros)?))
         });

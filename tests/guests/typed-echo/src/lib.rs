@@ -10,6 +10,7 @@ macro_rules! echo {
         }
 
         #[tenon_sdk::function]
+        #[expect(clippy::too_many_arguments, reason = "one for each datatype")]
         fn echo(
             $(#[tensor(datatype = $datatype)] $name: AnyTensor,)*
             #[parameter(default = false)] copy: bool,

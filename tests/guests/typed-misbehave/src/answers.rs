@@ -12,7 +12,9 @@ pub(crate) fn behave(name: &str, argument: &str) -> Option<Result<Response, Erro
         "wrong-output-names" => text_tensor("ok").map(|tensor| respond("not-the-answer", tensor)),
         "missing-output" => Ok(Response { outputs: Vec::new(), parameters: Vec::new() }),
         "output-twice" => twice(),
-        "huge-answer" => text_tensor(&"huge ".repeat(mebibytes(argument))).map(|tensor| respond("answer", tensor)),
+        "huge-answer" => {
+            text_tensor(&"huge ".repeat(mebibytes(argument))).map(|tensor| respond("answer", tensor))
+        }
         "own-error" => Err(own_error(argument.parse().ok())),
         "bad-status" => Err(own_error(Some(99))),
         "ok-status" => Err(own_error(Some(200))),

@@ -6,7 +6,9 @@ use tenon_sdk::bindings::tenon::function::tensors::{Datatype, NamedTensor, Tenso
 pub(crate) fn behave(name: &str, argument: &str) -> Option<String> {
     let (model, variant) = argument.split_once(':').unwrap_or((argument, ""));
     let result = match name {
-        "load" => Model::load(argument).map(|model| format!("loaded, served by {}", model.metadata().backend)),
+        "load" => {
+            Model::load(argument).map(|model| format!("loaded, served by {}", model.metadata().backend))
+        }
         "infer" => infer(model, variant),
         _ => return None,
     };
@@ -24,12 +26,16 @@ fn infer(name: &str, variant: &str) -> Result<String, Error> {
         "wrong-shape" => inputs.iter_mut().for_each(wider),
         "zero-shape" => inputs.iter_mut().for_each(|input| input.shape.fill(0)),
         "missing" => drop(inputs.pop()),
-        "extra" => inputs.push(TensorMetadata { name: "extra".to_owned(), datatype: Datatype::Fp32, shape: vec![1] }),
+        "extra" => {
+            inputs.push(TensorMetadata { name: "extra".to_owned(), datatype: Datatype::Fp32, shape: vec![1] })
+        }
         "twice" => inputs.extend(inputs.clone()),
         "empty-name" => inputs.iter_mut().for_each(|input| input.name.clear()),
         _ => {}
     }
-    let outputs = model.infer(inputs.iter().map(zeros).collect())?;
+    let inputs: Vec<_> = inputs.iter().map(zeros).collect();
+    let lent: Vec<_> = inputs.iter().map(|input| (input.name.clone(), &input.tensor)).collect();
+    let outputs = model.infer(&lent)?;
     let outputs = outputs.iter().map(|output| {
         let tensor = &output.tensor;
         format!("{} {:?} {:?} {} bytes", output.name, tensor.datatype(), tensor.shape(), tensor.data().len())
@@ -55,7 +61,8 @@ fn zeros(input: &TensorMetadata) -> NamedTensor {
     let shape: Vec<u64> = input.shape.iter().map(|&size| u64::try_from(size).unwrap_or(1)).collect();
     let elements: u64 = shape.iter().product();
     let data = vec![0; (elements * element_bytes(input.datatype)) as usize];
-    let tensor = Tensor::create(input.datatype, &shape, &data).expect("zeros of the right length are a tensor");
+    let tensor =
+        Tensor::create(input.datatype, &shape, &data).expect("zeros of the right length are a tensor");
     NamedTensor { name: input.name.clone(), tensor }
 }
 

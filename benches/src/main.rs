@@ -1,0 +1,265 @@
+//! Measures Tenon against a plain HTTP server, against `wasmtime serve` and against the bare backend: every table
+//! in one run, interleaved, so that its rows may be compared.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+
+mod cold;
+mod inference;
+mod load;
+mod plain;
+
+use load::{Request, Seen};
+
+#[derive(Parser)]
+struct Args {
+    #[command(subcommand)]
+    command: Bench,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// Requests per second and processor time per request of an HTTP function.
+    Http {
+        #[command(flatten)]
+        with: With,
+        /// A `wasmtime` 48 program to compare with.
+        #[arg(long)]
+        wasmtime: Option<PathBuf>,
+    },
+    /// Time that Tenon adds to an inference.
+    Inference {
+        #[command(flatten)]
+        with: With,
+        /// ONNX Runtime's library, to measure with it too.
+        #[arg(long)]
+        onnxruntime: Option<PathBuf>,
+        /// A large model, made by `tests/models/make_mobilenet.py`.
+        #[arg(long)]
+        mobilenet: Option<PathBuf>,
+    },
+    /// From nothing in memory to the first answer, by stage.
+    Cold {
+        /// ONNX Runtime's library, to measure with it too.
+        #[arg(long)]
+        onnxruntime: Option<PathBuf>,
+        /// OpenVINO's C library, to measure with it too.
+        #[arg(long)]
+        openvino: Option<PathBuf>,
+        /// MiniLM, made by `examples/embed/model/make_model.py`.
+        #[arg(long)]
+        minilm: Option<PathBuf>,
+    },
+    /// The plain server, for the other commands.
+    #[command(hide = true)]
+    Plain { address: SocketAddr },
+}
+
+#[derive(clap::Args, Clone)]
+pub struct With {
+    /// The `tenon` program.
+    #[arg(long, default_value = "target/release/tenon")]
+    tenon: PathBuf,
+    /// Seconds for each row.
+    #[arg(long, default_value_t = 5.0)]
+    seconds: f64,
+    /// How often the rows are measured; the median is shown.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Args::parse().command {
+        Bench::Plain { address } => runtime(2)?.block_on(plain::run(address)),
+        Bench::Http { with, wasmtime } => runtime(1)?.block_on(http(&with, wasmtime.as_deref())),
+        Bench::Inference { with, onnxruntime, mobilenet } => {
+            runtime(1)?.block_on(inference::run(&with, onnxruntime.as_deref(), mobilenet.as_deref()))
+        }
+        Bench::Cold { onnxruntime, openvino, minilm } => cold::run(onnxruntime, openvino, minilm),
+    }
+}
+
+fn runtime(threads: usize) -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()
+}
+
+/// The folder of the repository.
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+}
+
+/// Where the guests of the tests are built.
+pub fn guest(name: &str) -> PathBuf {
+    repository().join("target/guests/wasm32-wasip2/release").join(name)
+}
+
+/// A server that runs as a process of its own, and stops when dropped.
+pub struct Server {
+    child: Child,
+    pub address: SocketAddr,
+    _app: Option<tempfile::TempDir>,
+}
+
+impl Server {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Starts a program that listens on `address`, and waits until it does.
+    ///
+    /// # Errors
+    /// Where it does not start within a minute.
+    pub fn start(
+        mut command: Command,
+        address: SocketAddr,
+        app: Option<tempfile::TempDir>,
+    ) -> anyhow::Result<Server> {
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let child = child.with_context(|| format!("cannot start {command:?}"))?;
+        let server = Server { child, address, _app: app };
+        let end = Instant::now() + Duration::from_secs(60);
+        while std::net::TcpStream::connect(address).is_err() {
+            anyhow::ensure!(Instant::now() < end, "nothing listens on {address} ({command:?})");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(server)
+    }
+
+    /// Starts `tenon up` with an app, and waits until its functions are there.
+    ///
+    /// # Errors
+    /// Where it does not serve within a minute.
+    pub fn tenon(tenon: &Path, manifest: &str, config: &str) -> anyhow::Result<Server> {
+        let app = tempfile::tempdir()?;
+        std::fs::write(app.path().join("spin.toml"), manifest)?;
+        let address = free_address()?;
+        let config = format!("[listen]\nhttp = \"{address}\"\nadmin = \"off\"\n{config}");
+        std::fs::write(app.path().join("host.toml"), config)?;
+        let mut command = Command::new(tenon);
+        command.args(["--config"]).arg(app.path().join("host.toml")).args(["up", "-f"]).arg(app.path());
+        let server = Server::start(command, address, Some(app))?;
+        let end = Instant::now() + Duration::from_secs(60);
+        while !ready(address) {
+            anyhow::ensure!(Instant::now() < end, "tenon does not serve the app");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(server)
+    }
+}
+
+/// Whether the app is there: `/ready` is a static answer in every manifest of the benchmarks.
+fn ready(address: SocketAddr) -> bool {
+    use std::io::{Read, Write};
+    let Ok(mut stream) = std::net::TcpStream::connect(address) else { return false };
+    let _ = stream.write_all(b"GET /ready HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).is_ok() && text.starts_with("HTTP/1.1 200")
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub fn free_address() -> anyhow::Result<SocketAddr> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+}
+
+/// The plain server of this program.
+///
+/// # Errors
+/// Where it does not start.
+pub fn plain_server() -> anyhow::Result<Server> {
+    let address = free_address()?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("plain").arg(address.to_string());
+    Server::start(command, address, None)
+}
+
+/// A manifest of one component on `/`, with further lines for the component.
+pub fn manifest(wasm: &Path, more: &str) -> String {
+    format!(
+        "spin_manifest_version = 2\n[application]\nname = \"bench\"\n\
+         [[trigger.http]]\nroute = \"/ready\"\n[trigger.http.static_response]\nbody = \"ready\"\n\
+         [[trigger.http]]\nroute = \"/...\"\ncomponent = \"f\"\n[component.f]\nsource = {:?}\n{more}\n",
+        wasm.display().to_string()
+    )
+}
+
+async fn http(with: &With, wasmtime: Option<&Path>) -> anyhow::Result<()> {
+    let wasm = guest("http_p2.wasm");
+    let mut rows = vec![
+        ("plain server", plain_server()?),
+        ("tenon", Server::tenon(&with.tenon, &manifest(&wasm, ""), "")?),
+    ];
+    if let Some(wasmtime) = wasmtime {
+        let tuned: &[&str] = &[
+            "-Wtimeout=30s",
+            "-Opooling-memory-keep-resident=8388608,pooling-table-keep-resident=65536,pooling-pagemap-scan=auto",
+        ];
+        rows.push(("wasmtime serve", serve(wasmtime, &wasm, &[])?));
+        rows.push(("wasmtime serve, tuned", serve(wasmtime, &wasm, tuned)?));
+    }
+    println!(
+        "| server | callers | req/s | p50 us | p99 us | server CPU us/req | failed | req/s, tenon = 1 |"
+    );
+    println!("|---|---|---|---|---|---|---|---|");
+    for callers in [1, 16, 128] {
+        let request = Request::get("/hello");
+        let targets: Vec<_> = rows.iter().map(|(name, server)| (*name, server, request.clone())).collect();
+        let seen = interleaved(with, &targets, callers).await?;
+        let base = seen[1].per_second;
+        for ((name, ..), seen) in targets.iter().zip(&seen) {
+            println!("| {name} | {callers} | {} | {:.2} |", columns(seen), seen.per_second / base);
+        }
+    }
+    Ok(())
+}
+
+fn serve(wasmtime: &Path, wasm: &Path, options: &[&str]) -> anyhow::Result<Server> {
+    let address = free_address()?;
+    let mut command = Command::new(wasmtime);
+    command.arg("serve").arg("-Scli").args(options).args(["--addr", &address.to_string()]).arg(wasm);
+    Server::start(command, address, None)
+}
+
+/// Each target in turn, round after round: what the machine does beside goes to all of them.
+pub async fn interleaved(
+    with: &With,
+    targets: &[(&str, &Server, Request)],
+    callers: usize,
+) -> anyhow::Result<Vec<Seen>> {
+    let time = Duration::from_secs_f64(with.seconds);
+    let mut rounds: Vec<Vec<Seen>> = vec![Vec::new(); targets.len()];
+    for _ in 0..with.rounds.max(1) {
+        for (index, (_, server, request)) in targets.iter().enumerate() {
+            rounds[index].push(load::run(server.address, request, callers, time, server.pid()).await?);
+        }
+    }
+    Ok(rounds.into_iter().map(median).collect())
+}
+
+fn median(mut rounds: Vec<Seen>) -> Seen {
+    rounds.sort_by(|a, b| a.per_second.total_cmp(&b.per_second));
+    rounds.swap_remove(rounds.len() / 2)
+}
+
+/// The columns of a row.
+pub fn columns(seen: &Seen) -> String {
+    let us = |time: Duration| format!("{:.0}", time.as_secs_f64() * 1e6);
+    format!(
+        "{:.0} | {} | {} | {:.1} | {}",
+        seen.per_second,
+        us(seen.p50),
+        us(seen.p99),
+        seen.cpu.as_secs_f64() * 1e6,
+        seen.failed
+    )
+}

@@ -1,0 +1,15 @@
+//! Tenon's tests: stories of whole hosts, one module a part of the product.
+
+mod harness;
+mod raw;
+
+mod backends;
+mod drain;
+mod examples;
+mod limits;
+mod manifest;
+mod nn;
+mod request;
+mod residency;
+mod stock;
+mod tidy;

@@ -1,0 +1,571 @@
+//! Requests: what a caller sends, what the function gets, what the caller is told.
+
+use bytes::Bytes;
+use http::Method;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::harness::{TestHost, app, eventually, function, repository, request, rest, run, tensor};
+
+fn misbehave(settings: &str) -> String {
+    function("/misbehave", "misbehave", "typed_misbehave", settings)
+}
+
+fn p2(settings: &str) -> String {
+    function("/p2/...", "p2", "http_p2", settings)
+}
+
+fn p3() -> String {
+    function("/p3/...", "p3", "http_p3", "")
+}
+
+const STATIC: &str =
+    "[[trigger.http]]\nroute = \"/static\"\n[trigger.http.static_response]\nbody = \"still\\n\"\n";
+
+/// Reads until the text ends as wanted.
+async fn until(stream: &mut TcpStream, end: &str) -> String {
+    let mut text = String::new();
+    while !text.ends_with(end) {
+        let mut buffer = [0; 4096];
+        let length = stream.read(&mut buffer).await.unwrap();
+        assert!(length > 0, "closed after {text:?}, before {end:?}");
+        text.push_str(&String::from_utf8_lossy(&buffer[..length]));
+    }
+    text
+}
+
+fn seven() -> Bytes {
+    std::fs::read(repository().join("examples/digits/seven.png")).unwrap().into()
+}
+
+#[test]
+fn a_picture_becomes_a_digit() {
+    run(async {
+        let host = TestHost::at(repository().join("spin.toml")).start().await;
+        for content_type in ["image/png", "application/x-www-form-urlencoded", "IMAGE/PNG; q=1"] {
+            let answer = host.post("/digits", content_type, seven()).await.expect(200);
+            assert_eq!(answer.json()["digit"], 7);
+            assert_eq!(answer.header("content-type"), "application/json");
+            assert_eq!(answer.header("x-tenon-backend"), "tract");
+        }
+        let detail = host.post("/digits", "image/png", "no image").await;
+        assert!(detail.status.is_client_error(), "{}", detail.text());
+        assert_eq!(host.metric(r#"tenon_requests_total{function="examples/digits"}"#).await, 4.0);
+        assert_eq!(host.metric(r#"tenon_cold_starts_total{function="examples/digits"}"#).await, 1.0);
+    });
+}
+
+/// One input of each datatype of the Open Inference Protocol.
+fn every_datatype() -> Vec<Value> {
+    vec![
+        tensor("bool", "BOOL", &[2], json!([true, false])),
+        tensor("uint8", "UINT8", &[2], json!([0, 255])),
+        tensor("uint16", "UINT16", &[1], json!([65535])),
+        tensor("uint32", "UINT32", &[1], json!([4_294_967_295_u32])),
+        tensor("uint64", "UINT64", &[1], json!([u64::MAX])),
+        tensor("int8", "INT8", &[2], json!([-128, 127])),
+        tensor("int16", "INT16", &[2], json!([-32768, 32767])),
+        tensor("int32", "INT32", &[1], json!([i32::MIN])),
+        tensor("int64", "INT64", &[2], json!([i64::MIN, i64::MAX])),
+        tensor("fp16", "FP16", &[2], json!([0.5, -65504.0])),
+        tensor("bf16", "BF16", &[1], json!([-2.5])),
+        tensor("fp32", "FP32", &[3], json!([1.5, -0.25, 2.0_f32.powi(100)])),
+        tensor("fp64", "FP64", &[2], json!([1.0e-300, 0.1])),
+        tensor("bytes", "BYTES", &[3], json!(["seven", "", "sieben ß"])),
+    ]
+}
+
+#[test]
+fn every_datatype_goes_in_and_comes_out() {
+    run(async {
+        let host = TestHost::of(app(&[function("/echo", "echo", "typed_echo", "")])).start().await;
+        for copy in [false, true] {
+            let body = json!({ "id": "42", "inputs": every_datatype(), "parameters": { "copy": copy } });
+            let answer = host.post("/echo", "application/json", body.to_string()).await.expect(200);
+            let reply = answer.json();
+            assert_eq!(reply["id"], "42");
+            assert_eq!(reply["model_name"], "app/echo");
+            assert_eq!(reply["outputs"], Value::Array(every_datatype()), "copy: {copy}");
+        }
+        let asked = json!({ "inputs": every_datatype(), "outputs": [{ "name": "int8" }] });
+        let reply = host.post("/echo", "application/json", asked.to_string()).await.expect(200).json();
+        assert_eq!(reply["outputs"], json!([tensor("int8", "INT8", &[2], json!([-128, 127]))]));
+    });
+}
+
+#[test]
+fn json_that_does_not_fit_is_refused_by_name() {
+    run(async {
+        let host = TestHost::of(app(&[function("/echo", "echo", "typed_echo", "")])).start().await;
+        let with = |index: usize, input: Value| {
+            let mut inputs = every_datatype();
+            inputs[index] = input;
+            json!({ "inputs": inputs }).to_string()
+        };
+        let rows = [
+            ("{".to_owned(), "not JSON"),
+            ("[]".to_owned(), "JSON object"),
+            (String::new(), "not JSON"),
+            (json!({ "inputs": [] }).to_string(), "`bool`"),
+            (with(0, tensor("bool", "BOOL", &[2], json!([1, 0]))), "`bool`"),
+            (with(1, tensor("uint8", "UINT8", &[2], json!([0, 256]))), "`uint8`"),
+            (with(1, tensor("uint8", "UINT8", &[3], json!([0, 1]))), "`uint8`"),
+            (with(1, tensor("uint8", "INT8", &[2], json!([0, 1]))), "`uint8`"),
+            (with(1, tensor("uint8", "U8", &[2], json!([0, 1]))), "`U8`"),
+            (with(5, tensor("int8", "INT8", &[1], json!([1.5]))), "`int8`"),
+            (with(13, tensor("bytes", "BYTES", &[1], json!([7]))), "`bytes`"),
+            (with(13, tensor("surplus", "BYTES", &[1], json!(["7"]))), "`surplus`"),
+            (with(1, tensor("uint8", "UINT8", &[usize::MAX, 2], json!([0, 1]))), "`uint8`"),
+            (with(1, json!({ "name": "uint8", "datatype": "UINT8", "shape": [-1], "data": [] })), "`uint8`"),
+            (json!({ "inputs": every_datatype(), "outputs": [{ "name": "no" }] }).to_string(), "`no`"),
+            (json!({ "inputs": every_datatype(), "parameters": { "copy": [] } }).to_string(), "`copy`"),
+            (format!("{{\"inputs\":{}", "[".repeat(100_000)), "not JSON"),
+        ];
+        for (body, named) in rows {
+            let answer = host.post("/echo", "application/json", body.clone()).await;
+            let detail = answer.problem(400, "invalid-input");
+            assert!(detail.contains(named), "{body:.200}: {detail}");
+        }
+    });
+}
+
+#[test]
+fn a_raw_body_is_taken_by_its_media_type() {
+    run(async {
+        let host = TestHost::of(app(&[misbehave("")])).start().await;
+        for content_type in ["text/plain", "text/csv; charset=utf-8", "application/x-www-form-urlencoded"] {
+            let answer = host.post("/misbehave", content_type, "ok yes").await;
+            assert!(answer.status == 200 || answer.text().contains("ok yes"), "{}", answer.text());
+        }
+        let answer = host.post("/misbehave", "text/plain", "ok:you").await.expect(200);
+        assert_eq!(
+            (answer.text().as_str(), answer.header("content-type")),
+            ("ok you", "text/plain; charset=utf-8")
+        );
+        let detail = host.post("/misbehave", "image/png", "ok:you").await.problem(400, "invalid-input");
+        assert!(detail.contains("`image/png`") && detail.contains("text/*"), "{detail}");
+        let body = json!({ "inputs": [tensor("behaviour", "BYTES", &[1], json!(["ok:you"]))] });
+        let reply = host.post("/misbehave", "application/json", body.to_string()).await.expect(200).json();
+        assert_eq!(reply["outputs"], json!([tensor("answer", "BYTES", &[1], json!(["ok you"]))]));
+        let untyped = host.send(request(Method::POST, "/misbehave", &[], "ok:you")).await.expect(200);
+        assert_eq!(untyped.text(), "ok you");
+        let empty = host.post("/misbehave", "text/plain", "").await;
+        assert_eq!(empty.problem(500, "misbehave-failed"), "there is no behaviour ``");
+    });
+}
+
+#[test]
+fn what_is_not_there_is_not_found() {
+    run(async {
+        let private =
+            "[[trigger.http]]\nid = \"hidden\"\nroute = { private = true }\ncomponent = \"misbehave\"\n";
+        let only_private = misbehave("").replacen("route = \"/misbehave\"", "route = { private = true }", 1);
+        let host = TestHost::of(app(&[only_private, private.to_owned(), STATIC.to_owned()])).start().await;
+        for path in [
+            "/",
+            "/misbehave",
+            "/hidden",
+            "/app/misbehave",
+            "/v2",
+            "/v2/models",
+            "/.well-known/x",
+            "/static/x",
+        ] {
+            let detail = host.get(path).await.problem(404, "function-not-found");
+            assert!(detail.contains(&format!("`{path}`")), "{detail}");
+        }
+        host.get("/static").await.expect(200);
+    });
+}
+
+#[test]
+fn a_typed_function_takes_posts_alone() {
+    run(async {
+        let host = TestHost::of(app(&[misbehave("")])).start().await;
+        for method in [Method::GET, Method::PUT, Method::DELETE, Method::OPTIONS, Method::PATCH] {
+            let answer = host.send(request(method, "/misbehave", &[], "")).await;
+            assert_eq!(answer.header("allow"), "POST");
+            answer.problem(405, "method-not-allowed");
+        }
+        let head = host.send(request(Method::HEAD, "/misbehave", &[], "")).await.expect(405);
+        assert!(head.body.is_empty());
+    });
+}
+
+#[test]
+fn a_function_raises_errors_of_its_own() {
+    run(async {
+        let host = TestHost::of(app(&[misbehave("")])).start().await;
+        for (behaviour, status) in [
+            ("own-error:415", 415),
+            ("own-error:599", 599),
+            ("own-error", 422),
+            ("bad-status", 422),
+            ("ok-status", 422),
+        ] {
+            let answer = host.post("/misbehave", "text/plain", behaviour).await;
+            assert_eq!(answer.problem(status, "asked-for"), "an error on purpose", "{behaviour}");
+        }
+        let name = r#"tenon_request_errors_total{function="app/misbehave",error="asked-for"}"#;
+        assert_eq!(host.metric(name).await, 5.0);
+        let retried = host.post("/misbehave", "text/plain", "own-error:503").await;
+        assert_eq!(retried.status, 503);
+    });
+}
+
+#[test]
+fn a_functions_own_errors_are_bounded() {
+    run(async {
+        let host = TestHost::of(app(&[misbehave("")])).start().await;
+        host.post("/misbehave", "text/plain", "bad-code").await.problem(502, "guest-bad-reply");
+        let huge = host.post("/misbehave", "text/plain", "huge-error:20").await.expect(422);
+        assert!(huge.body.len() < 64 << 10, "an error of {} bytes", huge.body.len());
+        assert!(!host.metrics().await.contains("Not a code"), "a metric's label is what a guest made up");
+    });
+}
+
+#[test]
+fn a_double_keeps_every_bit() {
+    run(async {
+        let host = TestHost::of(app(&[function("/echo", "echo", "typed_echo", "")])).start().await;
+        for double in
+            ["51.24817837550540", "3.0000000054977558e38", "0.1", "5e-324", "1.7976931348623157e308"]
+        {
+            let value: f64 = double.parse().unwrap();
+            let inputs =
+                json!({ "inputs": every_datatype() }).to_string().replace("0.1]", &format!("{double}]"));
+            let text = host.post("/echo", "application/json", inputs).await.expect(200).text();
+            let data = text.split(['[', ']']).find(|part| part.contains("e-300")).unwrap();
+            let back: f64 = data.split(',').nth(1).unwrap().parse().unwrap();
+            assert_eq!(back.to_bits(), value.to_bits(), "{double} became {back}");
+        }
+    });
+}
+
+#[test]
+fn http_functions_get_requests_as_they_are() {
+    run(async {
+        let host = TestHost::of(app(&[p2(""), p3()])).start().await;
+        for base in ["/p2", "/p3"] {
+            assert_eq!(host.get(&format!("{base}/hello")).await.expect(200).text(), "hello\n");
+            let body = Bytes::from(vec![b'x'; 300_000]);
+            let echo = host.post(&format!("{base}/echo"), "text/plain", body.clone()).await.expect(200);
+            assert_eq!(echo.body, body);
+            let get =
+                host.send(request(Method::GET, &format!("{base}/headers"), &[("x-mine", "me")], "")).await;
+            assert!(get.text().contains("x-mine: me\n"), "{}", get.text());
+            let head = host.send(request(Method::HEAD, &format!("{base}/hello"), &[], "")).await.expect(200);
+            assert!(head.body.is_empty());
+            host.send(request(Method::OPTIONS, &format!("{base}/hello"), &[], "")).await.expect(200);
+        }
+        assert_eq!(host.get("/p2/status?418").await.expect(418).text(), "as asked\n");
+        assert_eq!(host.get("/p2/big?3").await.expect(200).body.len(), 3 << 20);
+    });
+}
+
+#[test]
+fn bodies_stream_both_ways_at_once() {
+    run(async {
+        let host = TestHost::of(app(&[p2("")])).start().await;
+        let mut stream = host.connect().await;
+        let head = "POST /p2/echo HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\n\r\n";
+        stream.write_all(head.as_bytes()).await.unwrap();
+        for word in ["first", "then", "last"] {
+            stream.write_all(format!("{:x}\r\n{word}\r\n", word.len()).as_bytes()).await.unwrap();
+            until(&mut stream, &format!("{word}\r\n")).await;
+        }
+        stream.write_all(b"0\r\n\r\n").await.unwrap();
+        assert_eq!(until(&mut stream, "0\r\n\r\n").await, "0\r\n\r\n");
+    });
+}
+
+#[test]
+fn spins_headers_are_true() {
+    run(async {
+        let route = function("/p2/:user-id/...", "p2", "http_p2", "");
+        let host = TestHost::of(app(&[route, p3()])).start().await;
+        let forged = [("spin-client-addr", "6.6.6.6"), ("Spin-Forged", "yes"), ("spin-path-info", "/x")];
+        let answer = host.send(request(Method::GET, "/p2/anna/a/headers?q=1", &forged, "")).await.expect(200);
+        let text = answer.text();
+        for line in [
+            "spin-full-url: http://tenon.test/p2/anna/a/headers?q=1\n",
+            "spin-path-info: /a/headers\n",
+            "spin-matched-route: /p2/:user-id/...\n",
+            "spin-raw-component-route: /p2/:user-id/...\n",
+            "spin-component-route: /p2/:user-id\n",
+            "spin-base-path: /\n",
+            "spin-path-match-user-id: anna\n",
+            "spin-client-addr: 127.0.0.1:",
+        ] {
+            assert!(text.contains(line), "{line:?} is not in {text}");
+        }
+        assert!(!text.contains("6.6.6.6") && !text.contains("forged"), "{text}");
+        let text = host.send(request(Method::GET, "/p3/headers", &forged, "")).await.expect(200).text();
+        assert!(text.contains("spin-path-info: /headers\n") && !text.contains("6.6.6.6"), "{text}");
+    });
+}
+
+#[test]
+fn spins_own_paths_are_answered() {
+    run(async {
+        let host = TestHost::of(app(&[STATIC.to_owned()])).start().await;
+        assert_eq!(host.get("/.well-known/spin/health").await.expect(200).text(), "OK");
+        let info = host.get("/.well-known/spin/info").await.expect(200).json();
+        assert_eq!(info, json!({ "name": "app", "version": "1.0.0" }));
+    });
+}
+
+#[test]
+fn the_most_exact_route_answers() {
+    run(async {
+        let routes = ["/...", "/a/...", "/a/b", "/a/:x/c", "/"];
+        let parts: Vec<_> = routes
+            .map(|route| {
+                format!("[[trigger.http]]\nroute = \"{route}\"\n[trigger.http.static_response]\nbody = \"{route}\"\n")
+            })
+            .to_vec();
+        let host = TestHost::of(app(&parts)).start().await;
+        for (path, route) in [
+            ("/", "/"),
+            ("/x/y", "/..."),
+            ("/a/z", "/a/..."),
+            ("/a/b", "/a/b"),
+            ("/a/b/c", "/a/:x/c"),
+            ("/a", "/a/..."),
+        ] {
+            assert_eq!(host.get(path).await.expect(200).text(), route, "{path}");
+        }
+    });
+}
+
+#[test]
+fn a_static_answer_needs_no_component() {
+    run(async {
+        let trigger = "[[trigger.http]]\nroute = \"/robots.txt\"\n[trigger.http.static_response]\n\
+                       status_code = 203\nheaders = { content-type = \"text/plain\", x-kind = \"robots\" }\nbody = \"no\"\n";
+        let host = TestHost::of(app(&[trigger.to_owned()])).start().await;
+        let answer = host.get("/robots.txt").await.expect(203);
+        assert_eq!((answer.text().as_str(), answer.header("x-kind")), ("no", "robots"));
+        assert_eq!(answer.header("content-type"), "text/plain");
+    });
+}
+
+#[test]
+fn every_answer_names_its_request() {
+    run(async {
+        let host = TestHost::of(app(&[p2(""), misbehave("")])).start().await;
+        let answer = host.send(request(Method::GET, "/p2/headers", &[("x-request-id", "mine-7")], "")).await;
+        assert_eq!(answer.header("x-request-id"), "mine-7");
+        assert!(answer.text().contains("x-request-id: mine-7\n"), "{}", answer.text());
+        let long = "x".repeat(129);
+        for id in ["two words", "", long.as_str()] {
+            let answer = host.send(request(Method::GET, "/nowhere", &[("x-request-id", id)], "")).await;
+            assert_eq!(answer.header("x-request-id").len(), 16, "{id}");
+        }
+        let (one, two) = (host.get("/nowhere").await, host.get("/nowhere").await);
+        assert_ne!(one.header("x-request-id"), two.header("x-request-id"));
+    });
+}
+
+#[test]
+fn a_connection_is_kept_and_takes_requests_ahead() {
+    run(async {
+        let host = TestHost::of(app(&[STATIC.to_owned(), p2("")])).start().await;
+        let mut stream = host.connect().await;
+        for _ in 0..3 {
+            stream.write_all(b"GET /static HTTP/1.1\r\nhost: t\r\n\r\n").await.unwrap();
+            assert!(until(&mut stream, "still\n").await.starts_with("HTTP/1.1 200 OK\r\n"));
+        }
+        let ahead = "GET /p2/hello HTTP/1.1\r\nhost: t\r\n\r\n".repeat(5);
+        let last = "GET /static HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n";
+        let text = host.raw(format!("{ahead}{last}")).await;
+        assert_eq!(
+            (text.matches("HTTP/1.1 200 OK").count(), text.matches("hello\n").count()),
+            (6, 5),
+            "{text}"
+        );
+        assert!(text.ends_with("still\n"), "{text}");
+        let old = host.raw("GET /p2/hello HTTP/1.0\r\n\r\n").await;
+        assert!(old.starts_with("HTTP/1.0 200 OK\r\n") && old.contains("hello\n"), "{old}");
+    });
+}
+
+#[test]
+fn a_body_that_is_too_long_is_refused() {
+    run(async {
+        let limit = "tool.tenon.limits.request_body_mib = 1";
+        let host = TestHost::of(app(&[misbehave(limit), p2(limit)])).start().await;
+        // Announced: refused before any of it is sent.
+        for path in ["/misbehave", "/p2/echo"] {
+            let head = format!(
+                "POST {path} HTTP/1.1\r\nhost: t\r\ncontent-length: 1048577\r\nexpect: 100-continue\r\n\
+                 content-type: text/plain\r\n\r\n"
+            );
+            let text = host.raw(head).await;
+            assert!(text.starts_with("HTTP/1.1 413 "), "{path}: {text}");
+        }
+        let body = Bytes::from(vec![b'x'; (1 << 20) + 1]);
+        let detail = host.post("/misbehave", "text/plain", body).await.problem(413, "too-large");
+        assert!(detail.contains("1048576"), "{detail}");
+        // Chunked: refused when it is too long, though nobody said so.
+        let chunk = format!("10000\r\n{}\r\n", "x".repeat(1 << 16));
+        let head = "POST /misbehave HTTP/1.1\r\nhost: t\r\ncontent-type: text/plain\r\ntransfer-encoding: chunked\r\n\r\n";
+        let text = host.raw(format!("{head}{}", chunk.repeat(17))).await;
+        assert!(text.starts_with("HTTP/1.1 413 "), "{text}");
+        let text = host
+            .raw(format!("{}{}0\r\n\r\n", head.replace("/misbehave", "/p2/read-slowly"), chunk.repeat(17)))
+            .await;
+        assert!(text.contains("1048576 bytes, then ") && text.contains("size exceeds"), "{text}");
+        host.post("/misbehave", "text/plain", "ok").await.expect(200);
+    });
+}
+
+#[test]
+fn a_body_up_to_the_limit_is_taken() {
+    run(async {
+        let host = TestHost::of(app(&[p2("tool.tenon.limits.request_body_mib = 1")])).start().await;
+        let body = Bytes::from(vec![b'x'; 1 << 20]);
+        assert_eq!(host.post("/p2/echo", "text/plain", body.clone()).await.expect(200).body, body);
+    });
+}
+
+#[test]
+fn a_slow_body_is_not_waited_for() {
+    run(async {
+        let setup = TestHost::of(app(&[misbehave(""), p2("")]));
+        let host = setup.config(|config| config.limits.body_read_ms = 100).start().await;
+        let part =
+            "POST /misbehave HTTP/1.1\r\nhost: t\r\ncontent-type: text/plain\r\ncontent-length: 10\r\n\r\nok";
+        let text = host.raw(part).await;
+        assert!(text.starts_with("HTTP/1.1 408 ") && text.contains("slow-body"), "{text}");
+        let text = host.raw(part.replace("/misbehave", "/p2/read-slowly")).await;
+        assert!(text.contains("2 bytes, then ") && text.contains("timeout"), "{text}");
+        eventually("no instance is left", async || host.metric("tenon_instances").await == 0.0).await;
+    });
+}
+
+#[test]
+fn a_body_that_is_cut_off_calls_nothing() {
+    run(async {
+        let host = TestHost::of(app(&[misbehave(""), p2("")])).start().await;
+        for path in ["/misbehave", "/p2/read-slowly"] {
+            let mut stream = host.connect().await;
+            let head = format!(
+                "POST {path} HTTP/1.1\r\nhost: t\r\ncontent-type: text/plain\r\ncontent-length: 99\r\n\r\nprint:x"
+            );
+            stream.write_all(head.as_bytes()).await.unwrap();
+            stream.shutdown().await.unwrap();
+            let text = rest(&mut stream).await;
+            assert!(text.is_empty() || text.contains("cut off") || text.contains("7 bytes, then"), "{text}");
+        }
+        eventually("no instance is left", async || host.metric("tenon_instances").await == 0.0).await;
+        assert_eq!(host.log("misbehave", "stdout"), "");
+        host.post("/misbehave", "text/plain", "ok").await.expect(200);
+    });
+}
+
+#[test]
+fn an_answer_that_is_too_long_does_not_pass() {
+    run(async {
+        let limit = "tool.tenon.limits.response_body_mib = 1";
+        let host = TestHost::of(app(&[misbehave(limit), p2(limit)])).start().await;
+        let answer = host.post("/misbehave", "text/plain", "huge-answer:2").await;
+        let detail = answer.problem(502, "guest-bad-reply");
+        assert!(detail.contains("1048576"), "{detail}");
+        assert_eq!(host.get("/p2/big?1").await.expect(200).body.len(), 1 << 20);
+        for path in ["/p2/big?2", "/p2/endless"] {
+            let broken = host.try_send(request(Method::GET, path, &[], "")).await;
+            assert!(broken.is_err(), "{path} ended as if it were whole");
+        }
+        eventually("no instance is left", async || host.metric("tenon_instances").await == 0.0).await;
+    });
+}
+
+#[test]
+fn a_head_that_does_not_come_is_not_waited_for() {
+    run(async {
+        let setup = TestHost::of(app(&[STATIC.to_owned()]));
+        let host = setup.config(|config| config.limits.header_read_ms = 100).start().await;
+        for part in ["", "GET", "GET /static HTTP/1.1\r\nhost: t\r\nx-slow:"] {
+            let text = host.raw(part).await;
+            assert!(text.is_empty() || text.starts_with("HTTP/1.1 408"), "{part:?}: {text}");
+        }
+        let idle = host.raw("GET /static HTTP/1.1\r\nhost: t\r\n\r\n").await;
+        assert!(idle.ends_with("still\n"), "{idle}");
+        eventually("no connection is left", async || host.metric("tenon_connections").await == 0.0).await;
+    });
+}
+
+#[test]
+fn what_is_not_http_is_refused() {
+    run(async {
+        let host = TestHost::of(app(&[STATIC.to_owned(), misbehave("")])).start().await;
+        let long = format!("GET /static HTTP/1.1\r\nx-long: {}\r\n\r\n", "x".repeat(200_000));
+        let many = format!("GET /static HTTP/1.1\r\n{}\r\n", "x-many: y\r\n".repeat(5000));
+        let path = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(200_000));
+        let rows = [
+            "NONSENSE\r\n\r\n",
+            "GET /static HTTP/9.9\r\n\r\n",
+            "GET /st atic HTTP/1.1\r\n\r\n",
+            "GET /static HTTP/1.1\r\nno colon\r\n\r\n",
+            "GET /static HTTP/1.1\r\nx-nul: \0\r\n\r\n",
+            "POST /misbehave HTTP/1.1\r\ncontent-length: -1\r\n\r\n",
+            "POST /misbehave HTTP/1.1\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nok",
+            "POST /misbehave HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nnot a size\r\n",
+            "POST /misbehave HTTP/1.1\r\ntransfer-encoding: chunked, x\r\n\r\n0\r\n\r\n",
+            "\x16\x03\x01\x02\x00\x01\x00\x01\r\n\r\n",
+            long.as_str(),
+            many.as_str(),
+            path.as_str(),
+        ];
+        for row in rows {
+            let text = host.raw(row).await;
+            assert!(text.is_empty() || text.starts_with("HTTP/1.1 4"), "{row:.60}: {text}");
+        }
+        host.get("/static").await.expect(200);
+    });
+}
+
+#[test]
+fn two_lengths_are_never_two_requests() {
+    run(async {
+        let host = TestHost::of(app(&[STATIC.to_owned(), misbehave("")])).start().await;
+        let smuggled = "POST /misbehave HTTP/1.1\r\nhost: t\r\ncontent-type: text/plain\r\ncontent-length: 5\r\n\
+                        transfer-encoding: chunked\r\n\r\n0\r\n\r\nGET /static HTTP/1.1\r\nhost: t\r\n\r\n";
+        let text = host.raw(smuggled).await;
+        assert!(!text.contains("still"), "{text}");
+    });
+}
+
+#[test]
+fn connections_beyond_the_limit_wait() {
+    run(async {
+        let setup = TestHost::of(app(&[STATIC.to_owned()]));
+        let host = setup.config(|config| config.limits.connections = 2).start().await;
+        let (first, second) = (host.connect().await, host.connect().await);
+        eventually("both are accepted", async || host.metric("tenon_connections").await == 2.0).await;
+        let mut third = host.connect().await;
+        third.write_all(b"GET /static HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n").await.unwrap();
+        assert_eq!(host.metric("tenon_connections").await, 2.0);
+        drop(first);
+        assert!(rest(&mut third).await.ends_with("still\n"));
+        drop(second);
+    });
+}
+
+#[test]
+fn the_operator_sees_what_is_served() {
+    run(async {
+        let host = TestHost::of(app(&[misbehave(""), p2(""), p3()])).start().await;
+        host.operator("/health").await.expect(200);
+        host.operator("/ready").await.expect(200);
+        host.operator("/nowhere").await.expect(404);
+        let functions = host.operator("/functions").await.expect(200).json();
+        let kinds: Vec<_> = functions.as_array().unwrap().iter().map(|function| &function["kind"]).collect();
+        let expected = ["typed model function", "wasi:http/incoming-handler@0.2", "wasi:http/handler@0.3"];
+        assert_eq!(kinds, expected);
+        let metrics = host.metrics().await;
+        assert!(metrics.contains("# HELP tenon_requests ") && metrics.ends_with("# EOF\n"), "{metrics}");
+    });
+}
