@@ -1,5 +1,7 @@
 //! Tenon's tests: stories of whole hosts, one module a part of the product.
 
+#![allow(clippy::unwrap_used, reason = "a story that cannot go on ends the test, helpers included")]
+
 mod harness;
 mod raw;
 

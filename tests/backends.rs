@@ -75,7 +75,8 @@ fn integers_are_added() {
                 TestHost::of(app(&[raw("raw", &grants(&["add"]))])).config(only(backend)).start().await;
             for n in [1, 2, 3, 257] {
                 let (a, b): (Vec<i64>, Vec<i64>) = (0..n).map(|i| (i * 1_000_003, -7 * i)).unzip();
-                let bytes = |numbers: &[i64]| -> Vec<u8> { numbers.iter().flat_map(|n| n.to_le_bytes()).collect() };
+                let bytes =
+                    |numbers: &[i64]| -> Vec<u8> { numbers.iter().flat_map(|n| n.to_le_bytes()).collect() };
                 let query = format!("model=add&input=a:I64:{n}&input=b:I64:{n}");
                 let answer = call(&host, "raw", &query, &[bytes(&a), bytes(&b)].concat()).await.expect(200);
                 let sum: Vec<i64> = a.iter().zip(&b).map(|(a, b)| a + b).collect();
@@ -92,7 +93,8 @@ fn mean_of(id: i64, rows: usize, length: usize) -> (String, Vec<u8>, String) {
     let query = format!("model=dynamic_seq&input=ids:I64:{rows},{length}");
     let ids = le![id].repeat(rows * length);
     #[expect(clippy::cast_precision_loss, reason = "an id is below 100")]
-    let row: Vec<u8> = (0..8_u8).flat_map(|column| (id as f32 + f32::from(column) / 8.0).to_le_bytes()).collect();
+    let row: Vec<u8> =
+        (0..8_u8).flat_map(|column| (id as f32 + f32::from(column) / 8.0).to_le_bytes()).collect();
     (query, ids, format!("mean TensorType::Fp32 [{rows}, 8] {}\n", hex(&row.repeat(rows))))
 }
 
@@ -162,7 +164,8 @@ fn every_caller_gets_its_own_answer() {
 fn what_cannot_be_had_is_refused_by_name() {
     let digits = model("digits.xml");
     let add = model("add");
-    let refused = |grant: String| run(async { TestHost::of(app(&[raw("raw", &grant)])).try_start().await.err() });
+    let refused =
+        |grant: String| run(async { TestHost::of(app(&[raw("raw", &grant)])).try_start().await.err() });
     let check = |path: &str, wish: &str, expected: &[&str]| {
         let refused = refused(grant("m", path, wish)).expect("it cannot be had");
         assert!(expected.iter().all(|part| refused.contains(part)), "{wish}: {refused}");
@@ -189,7 +192,8 @@ fn a_gpu_that_is_not_there_is_refused_by_name() {
         run(async {
             let wish = format!("backend = {backend:?}, target = \"gpu\"");
             let manifest = app(&[raw("raw", &grant("m", &model("add"), &wish))]);
-            let refused = TestHost::of(manifest).config(every).try_start().await.err().expect("there is none");
+            let refused =
+                TestHost::of(manifest).config(every).try_start().await.err().expect("there is none");
             assert!(refused.contains(backend) && refused.contains("gpu"), "{refused}");
             eprintln!("{backend}: {refused}");
         });
@@ -222,7 +226,8 @@ async fn deploy(host: &TestHost, manifest: &str) -> Result<(), String> {
     let path = host.folder.path().join("next.toml");
     std::fs::write(&path, manifest).expect("files can be written");
     let variables = std::collections::BTreeMap::new();
-    let options = Options { profile: None, variables: &variables, environment: &|_| None, values_required: true };
+    let options =
+        Options { profile: None, variables: &variables, environment: &|_| None, values_required: true };
     let manifest = Manifest::load(&path, &options).map_err(|error| error.to_string())?;
     host.host.deployer.deploy(&manifest, &|_| {}).await.map_err(|error| error.to_string())
 }
@@ -230,7 +235,11 @@ async fn deploy(host: &TestHost, manifest: &str) -> Result<(), String> {
 async fn add_works(host: &TestHost, context: &str) {
     let query = "model=add&input=a:I64:1&input=b:I64:1";
     let answer = call(host, "good", query, &le![40_i64, 2_i64]).await;
-    assert_eq!(answer.text(), format!("sum TensorType::I64 [1] {}\n", hex(&42_i64.to_le_bytes())), "{context}");
+    assert_eq!(
+        answer.text(),
+        format!("sum TensorType::I64 [1] {}\n", hex(&42_i64.to_le_bytes())),
+        "{context}"
+    );
 }
 
 #[test]
@@ -249,7 +258,12 @@ fn hostile_models_take_nothing_down() {
     for backend in backends() {
         run(async {
             let good = raw("good", &grants(&["add"]));
-            let host = TestHost::of(app(std::slice::from_ref(&good))).config(only(backend)).start().await;
+            let host = TestHost::of(app(std::slice::from_ref(&good)))
+                .config(only(backend))
+                // What an earlier build thought of these models does not count.
+                .private_cache()
+                .start()
+                .await;
             for (name, input, must_be_refused) in models {
                 let bad = raw("bad", &grants(&[name]));
                 match deploy(&host, &app(&[good.clone(), bad])).await {
@@ -275,7 +289,8 @@ fn hostile_models_take_nothing_down() {
 /// Where the verdicts of a host with a private cache lie.
 fn verdicts(host: &TestHost) -> Vec<PathBuf> {
     let folder = host.host.deployer.intake.cache.verdicts();
-    let mut paths: Vec<_> = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    let mut paths: Vec<_> =
+        std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
     paths.sort();
     paths
 }
@@ -342,7 +357,8 @@ fn a_model_that_was_not_tried_in_time_may_try_again() {
             .private_cache()
             .start()
             .await;
-        let refused = deploy(&host, &app(&[raw("bad", &grants(&["add"]))])).await.expect_err("1 ms is too short");
+        let refused =
+            deploy(&host, &app(&[raw("bad", &grants(&["add"]))])).await.expect_err("1 ms is too short");
         assert!(refused.contains("`add`") && refused.contains("within"), "{refused}");
         assert_eq!(verdicts(&host), Vec::<PathBuf>::new());
     });
@@ -357,7 +373,10 @@ fn division_by_zero_takes_nothing_down() {
             let query = "/good/?model=divide&input=a:I64:1&input=b:I64:1";
             let divide = |a: i64, b: i64| request(Method::POST, query, &[], le![a, b]);
             let answer = host.send(divide(42, 6)).await.expect(200);
-            assert_eq!(answer.text(), format!("quotient TensorType::I64 [1] {}\n", hex(&7_i64.to_le_bytes())));
+            assert_eq!(
+                answer.text(),
+                format!("quotient TensorType::I64 [1] {}\n", hex(&7_i64.to_le_bytes()))
+            );
             let answer = host.send(divide(42, 0)).await;
             eprintln!("{backend}: 42 / 0 is {} {}", answer.status, answer.text());
             add_works(&host, backend).await;

@@ -6,7 +6,8 @@ use tokio::net::TcpStream;
 
 use crate::harness::{Program, TestHost, app, eventually, exchange, function, request, rest, run};
 
-const STATIC: &str = "[[trigger.http]]\nroute = \"/static\"\n[trigger.http.static_response]\nbody = \"still\\n\"\n";
+const STATIC: &str =
+    "[[trigger.http]]\nroute = \"/static\"\n[trigger.http.static_response]\nbody = \"still\\n\"\n";
 
 fn both() -> String {
     app(&[STATIC.to_owned(), function("/p2/...", "p2", "http_p2", "")])
@@ -124,14 +125,17 @@ fn the_access_log_has_a_line_for_each_request() {
     run(async {
         let folder = folder();
         let mut program = Program::start(folder.path(), "[log]\naccess = true").await;
-        for (path, id) in [("/static", "one"), ("/p2/hello", "two"), ("/p2/trap", "three"), ("/nowhere", "four\"")] {
+        for (path, id) in
+            [("/static", "one"), ("/p2/hello", "two"), ("/p2/trap", "three"), ("/nowhere", "four\"")]
+        {
             let headers = [("x-request-id", id)];
             exchange(program.address, request(http::Method::GET, path, &headers, "")).await.unwrap();
         }
         program.signal(Signal::TERM);
         let mut log = String::new();
         program.process.stdout.take().unwrap().read_to_string(&mut log).await.unwrap();
-        let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let lines: Vec<serde_json::Value> =
+            log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let ids: Vec<_> = lines.iter().map(|line| line["request_id"].as_str().unwrap()).collect();
         assert_eq!(&ids[..3], ["one", "two", "three"], "{log}");
         assert_eq!((lines.len(), ids[3].len()), (4, 16), "{log}");

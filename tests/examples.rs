@@ -36,7 +36,8 @@ fn a_seven_is_read() {
             let answer = host.post("/digits", "image/png", example("digits/seven.png")).await.expect(200);
             assert_eq!(answer.header("content-type"), "application/json");
             assert_eq!(answer.json()["digit"], 7, "{backend}: {}", answer.text());
-            let scores: Vec<f64> = serde_json::from_value(answer.json()["scores"].clone()).expect("ten numbers");
+            let scores: Vec<f64> =
+                serde_json::from_value(answer.json()["scores"].clone()).expect("ten numbers");
             assert!(scores.len() == 10 && (scores.iter().sum::<f64>() - 1.0).abs() < 1e-4, "{scores:?}");
             // What `curl --data-binary` sends where nobody says a type.
             let urlencoded = "application/x-www-form-urlencoded";
@@ -136,7 +137,9 @@ fn embeddings_are_those_of_the_reference() {
                 let given = answer["embeddings"].as_array().expect("embeddings");
                 assert_eq!(given.len(), rows.len());
                 let pairs = given.iter().zip(rows);
-                pairs.map(|(given, row)| cosine(&numbers(given), &numbers(&row["embedding"]))).fold(1.0, f64::min)
+                pairs
+                    .map(|(given, row)| cosine(&numbers(given), &numbers(&row["embedding"])))
+                    .fold(1.0, f64::min)
             };
             // Together, padded to the longest, and the first by itself.
             let together = check(&sentences, reference).await;

@@ -344,7 +344,8 @@ pub(crate) struct Program {
 pub(crate) fn tenon(folder: &Path, settings: &str, arguments: &[&str]) -> tokio::process::Command {
     let cache = repository().join("target/tests-cache");
     let config = folder.join("host.toml");
-    let own = if settings.contains("[cache]") { String::new() } else { format!("[cache]\ndir = {cache:?}\n") };
+    let own =
+        if settings.contains("[cache]") { String::new() } else { format!("[cache]\ndir = {cache:?}\n") };
     let settings = format!("{settings}\n{own}");
     std::fs::write(&config, settings).expect("files can be written");
     let mut command = tokio::process::Command::new(PROGRAM);
@@ -462,10 +463,7 @@ pub(crate) fn request(
 }
 
 /// One request on a connection of its own.
-pub(crate) async fn exchange(
-    address: SocketAddr,
-    request: Request<Full<Bytes>>,
-) -> hyper::Result<Answer> {
+pub(crate) async fn exchange(address: SocketAddr, request: Request<Full<Bytes>>) -> hyper::Result<Answer> {
     let stream = TcpStream::connect(address).await.expect("the address accepts connections");
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let connection = tokio::spawn(connection);

@@ -86,13 +86,17 @@ fn what_does_not_end_ends_at_its_deadline() {
 #[test]
 fn sixteen_that_never_end_leave_room_for_others() {
     run(async {
-        let host = TestHost::of(app(&[misbehave("tool.tenon.limits.deadline_ms = 2000"), good()])).start().await;
+        let host =
+            TestHost::of(app(&[misbehave("tool.tenon.limits.deadline_ms = 2000"), good()])).start().await;
         let started = Instant::now();
         let address = host.host.http;
         let endless: Vec<_> = (0..16)
             .map(|_| {
                 let headers = [("content-type", "text/plain")];
-                tokio::spawn(crate::harness::exchange(address, request(Method::POST, "/misbehave", &headers, "loop")))
+                tokio::spawn(crate::harness::exchange(
+                    address,
+                    request(Method::POST, "/misbehave", &headers, "loop"),
+                ))
             })
             .collect();
         instances(&host, 16.0).await;
@@ -171,9 +175,15 @@ fn handles_end_somewhere() {
 fn tensors_that_lie_are_not_made() {
     run(async {
         let host = TestHost::of(app(&[misbehave(""), good()])).start().await;
-        for behaviour in
-            ["lie-length", "lie-bytes", "lie-count", "lie-bool", "absurd-shape", "overflowing-shape", "deep-shape"]
-        {
+        for behaviour in [
+            "lie-length",
+            "lie-bytes",
+            "lie-count",
+            "lie-bool",
+            "absurd-shape",
+            "overflowing-shape",
+            "deep-shape",
+        ] {
             let text = told(&host, behaviour).await;
             assert!(text.starts_with("refused: "), "{behaviour}: {text}");
         }
@@ -192,7 +202,8 @@ fn answers_that_break_their_promise_are_not_passed_on() {
             ("missing-output", "`answer`"),
             ("output-twice", "twice"),
         ] {
-            let detail = host.post("/misbehave", "text/plain", behaviour).await.problem(502, "guest-bad-reply");
+            let detail =
+                host.post("/misbehave", "text/plain", behaviour).await.problem(502, "guest-bad-reply");
             assert!(detail.contains(why), "{behaviour}: {detail}");
         }
         for path in ["/p2/no-answer", "/p2/error?hidden"] {
@@ -225,7 +236,10 @@ fn what_a_function_prints_is_kept_within_bounds() {
         let host = setup.config(|config| config.log.function_log_mib = 1).start().await;
         assert_eq!(told(&host, "print:a line").await, "printed");
         assert_eq!(told(&host, "eprint:another").await, "printed");
-        assert_eq!((host.log("misbehave", "stdout"), host.log("misbehave", "stderr")), lines("a line", "another"));
+        assert_eq!(
+            (host.log("misbehave", "stdout"), host.log("misbehave", "stderr")),
+            lines("a line", "another")
+        );
         host.get("/p2/print?it").await.expect(200);
         assert_eq!((host.log("p2", "stdout"), host.log("p2", "stderr")), lines("out it", "err it"));
         for flood in ["stdout-flood:8", "stderr-flood:8"] {
@@ -252,7 +266,9 @@ fn a_full_queue_refuses_at_once_and_the_queued_are_answered() {
         let mut running = held(&host).await;
         let address = host.host.http;
         let queued: Vec<_> = (0..2)
-            .map(|_| tokio::spawn(crate::harness::exchange(address, request(Method::GET, "/p2/hello", &[], ""))))
+            .map(|_| {
+                tokio::spawn(crate::harness::exchange(address, request(Method::GET, "/p2/hello", &[], "")))
+            })
             .collect();
         eventually("two wait", async || host.metric("tenon_queued_requests").await == 2.0).await;
         let refused = host.get("/p2/hello").await;
@@ -265,7 +281,10 @@ fn a_full_queue_refuses_at_once_and_the_queued_are_answered() {
         for call in queued {
             call.await.unwrap().unwrap().expect(200);
         }
-        assert_eq!(host.metric(r#"tenon_request_errors_total{function="app/p2",error="overloaded"}"#).await, 1.0);
+        assert_eq!(
+            host.metric(r#"tenon_request_errors_total{function="app/p2",error="overloaded"}"#).await,
+            1.0
+        );
     });
 }
 
@@ -294,7 +313,9 @@ fn a_caller_that_leaves_frees_its_instance_and_its_place() {
         let setup = TestHost::of(app(&[misbehave(deadline), p2(deadline)]));
         let host = setup.config(|config| config.limits.queue_wait_ms = 110_000).start().await;
         let sleep = "POST /misbehave HTTP/1.1\r\nhost: t\r\ncontent-type: text/plain\r\ncontent-length: 12\r\n\r\nsleep:100000";
-        for head in ["GET /p2/never HTTP/1.1\r\nhost: t\r\n\r\n", "GET /p2/loop HTTP/1.1\r\nhost: t\r\n\r\n", sleep] {
+        for head in
+            ["GET /p2/never HTTP/1.1\r\nhost: t\r\n\r\n", "GET /p2/loop HTTP/1.1\r\nhost: t\r\n\r\n", sleep]
+        {
             let running = begin(&host, head).await;
             instances(&host, 1.0).await;
             let waiting = begin(&host, head).await;
@@ -357,16 +378,24 @@ fn a_trap_after_the_head_is_not_taken_for_an_answer() {
 #[test]
 fn a_function_sees_nothing_of_the_machine() {
     run(async {
-        let host = TestHost::of(app(&[misbehave(""), p2(""), function("/p3/...", "p3", "http_p3", "")])).start().await;
+        let host = TestHost::of(app(&[misbehave(""), p2(""), function("/p3/...", "p3", "http_p3", "")]))
+            .start()
+            .await;
         assert_eq!(told(&host, "env").await, "");
         assert_eq!(host.get("/p2/env").await.expect(200).text(), "");
         assert_eq!(host.get("/p3/env").await.expect(200).text(), "");
         assert_eq!(told(&host, "args").await, "");
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let connect = format!("connect:{}", listener.local_addr().unwrap());
-        for behaviour in
-            ["list:/", "list:.", "read:/etc/passwd", "read:spin.toml", "write:/tmp/tenon", "listen:127.0.0.1:0", &connect]
-        {
+        for behaviour in [
+            "list:/",
+            "list:.",
+            "read:/etc/passwd",
+            "read:spin.toml",
+            "write:/tmp/tenon",
+            "listen:127.0.0.1:0",
+            &connect,
+        ] {
             let text = told(&host, behaviour).await;
             assert!(text.starts_with("refused: "), "{behaviour}: {text}");
         }
@@ -380,7 +409,12 @@ fn files_are_there_to_be_read() {
     run(async {
         let files = "files = [\"labels.txt\", { source = \"more\", destination = \"/data\" }]";
         let setup = TestHost::of(app(&[misbehave(files)]));
-        let host = setup.file("labels.txt", "seven").file("more/deep/a.txt", "eleven bytes").file("not.txt", "").start().await;
+        let host = setup
+            .file("labels.txt", "seven")
+            .file("more/deep/a.txt", "eleven bytes")
+            .file("not.txt", "")
+            .start()
+            .await;
         assert_eq!(told(&host, "read:/labels.txt").await, "5 bytes");
         assert_eq!(told(&host, "read:labels.txt").await, "5 bytes");
         assert_eq!(told(&host, "read:/data/deep/a.txt").await, "12 bytes");
@@ -410,5 +444,26 @@ fn a_function_gets_the_environment_that_it_was_given() {
         env.sort();
         assert_eq!(env, ["LANG=de", "MODE=fast"]);
         assert_eq!(host.get("/p2/env").await.expect(200).text(), "", "the neighbour has none of it");
+    });
+}
+
+#[test]
+fn a_function_gets_its_variables_and_no_others() {
+    run(async {
+        let variables = "variables = { greeting = \"{{ word }}, {{ name }}!\" }\n\
+                         [variables]\nword = { default = \"hello\" }\nname = { required = true, secret = true }\n";
+        let p3 = function("/p3/...", "p3", "http_p3", variables);
+        let refused = TestHost::of(app(std::slice::from_ref(&p3)))
+            .try_start()
+            .await
+            .err()
+            .expect("a variable has no value");
+        assert!(refused.contains("`name`"), "{refused}");
+        let host = TestHost::of(app(&[p3])).variable("name", "Anna").start().await;
+        assert_eq!(host.get("/p3/variable?greeting").await.expect(200).text(), "hello, Anna!");
+        for name in ["name", "Not-A-Name"] {
+            let text = host.get(&format!("/p3/variable?{name}")).await.expect(200).text();
+            assert!(text.starts_with("refused: ") && !text.contains("Anna"), "{text}");
+        }
     });
 }

@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 use tenon::backend::vet::hex;
 use tokio::io::AsyncWriteExt;
 
-use crate::harness::{Answer, TestHost, app, eventually, function, run, tensor};
-use crate::raw::{backends, call, grant, grants, is_here, le, model, only, raw, refusal};
+use crate::harness::{Answer, TestHost, app, eventually, exchange, function, run, tensor};
+use crate::raw::{backends, call, call_request, grant, grants, is_here, le, model, only, raw, refusal};
 
 /// A type of wasi:nn in a call and in an answer, the identity model of that type, and its data: its edges, as
 /// far as the backend goes.
@@ -340,6 +340,26 @@ fn a_deadline_frees_the_caller_and_the_thread() {
             eventually("the instances end", async || host.metric("tenon_instances").await == 0.0).await;
         });
     }
+}
+
+#[test]
+fn a_deadline_frees_who_waits_for_a_thread() {
+    if !is_here("onnxruntime") {
+        return;
+    }
+    run(async {
+        let host = one_thread("onnxruntime").await;
+        add_works(&host).await;
+        let (_, query, data) = endless("onnxruntime");
+        let occupant = tokio::spawn(exchange(host.host.http, call_request("calm", query, &data)));
+        eventually("the thread is taken", async || host.metric("tenon_graphs").await == 2.0).await;
+        let started = Instant::now();
+        let waiting = call(&host, "hurried", "model=add&input=a:I64:1&input=b:I64:1", &[]).await;
+        waiting.problem(504, "deadline-exceeded");
+        assert!(started.elapsed() < Duration::from_millis(1300), "{:?}", started.elapsed());
+        occupant.abort();
+        add_works(&host).await;
+    });
 }
 
 #[test]

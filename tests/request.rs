@@ -207,7 +207,7 @@ fn a_function_raises_errors_of_its_own() {
             let answer = host.post("/misbehave", "text/plain", behaviour).await;
             assert_eq!(answer.problem(status, "asked-for"), "an error on purpose", "{behaviour}");
         }
-        let name = r#"tenon_request_errors_total{function="app/misbehave",error="asked-for"}"#;
+        let name = r#"tenon_request_errors_total{function="app/misbehave",error="function-error"}"#;
         assert_eq!(host.metric(name).await, 5.0);
         let retried = host.post("/misbehave", "text/plain", "own-error:503").await;
         assert_eq!(retried.status, 503);
@@ -218,7 +218,7 @@ fn a_function_raises_errors_of_its_own() {
 fn a_functions_own_errors_are_bounded() {
     run(async {
         let host = TestHost::of(app(&[misbehave("")])).start().await;
-        host.post("/misbehave", "text/plain", "bad-code").await.problem(502, "guest-bad-reply");
+        host.post("/misbehave", "text/plain", "bad-code").await.problem(422, "function-error");
         let huge = host.post("/misbehave", "text/plain", "huge-error:20").await.expect(422);
         assert!(huge.body.len() < 64 << 10, "an error of {} bytes", huge.body.len());
         assert!(!host.metrics().await.contains("Not a code"), "a metric's label is what a guest made up");
@@ -418,6 +418,18 @@ fn a_body_that_is_too_long_is_refused() {
             .await;
         assert!(text.contains("1048576 bytes, then ") && text.contains("size exceeds"), "{text}");
         host.post("/misbehave", "text/plain", "ok").await.expect(200);
+    });
+}
+
+#[test]
+fn who_sends_far_too_much_still_hears_why() {
+    run(async {
+        let limit = "tool.tenon.limits.request_body_mib = 1";
+        let host = TestHost::of(app(&[misbehave(limit), p2(limit)])).start().await;
+        let body = Bytes::from(vec![b'x'; 24 << 20]);
+        for path in ["/misbehave", "/p2/echo"] {
+            host.post(path, "text/plain", body.clone()).await.problem(413, "too-large");
+        }
     });
 }
 

@@ -8,19 +8,36 @@ use crate::harness::repository;
 /// Which top-level modules of the host each one may use, from ARCHITECTURE.md. Two stand for the whole: `host` puts
 /// everything together, and `cli` is at the top.
 const MAY_USE: [(&str, &[&str]); 13] = [
-    ("cli", &["admin", "artifact", "backend", "config", "deploy", "function", "host", "instance", "serve", "telemetry"]),
-    ("host", &["admin", "artifact", "backend", "config", "deploy", "function", "instance", "serve", "telemetry"]),
+    (
+        "cli",
+        &["artifact", "backend", "config", "deploy", "function", "host", "instance", "serve", "telemetry"],
+    ),
+    (
+        "host",
+        &["admin", "artifact", "backend", "config", "deploy", "function", "instance", "serve", "telemetry"],
+    ),
     ("serve", &["backend", "config", "function", "instance", "nn", "telemetry", "tensor"]),
     ("admin", &["config", "deploy", "function", "serve", "telemetry"]),
     ("deploy", &["artifact", "backend", "config", "function", "instance", "nn", "telemetry"]),
     ("function", &["instance", "telemetry"]),
     ("instance", &["backend", "config", "nn", "telemetry", "tensor"]),
+    // Host fns work on the state of an instance: the two are one step of the walk.
     ("nn", &["backend", "instance", "telemetry", "tensor"]),
     ("backend", &["config", "telemetry", "tensor"]),
     ("artifact", &["backend", "config"]),
     ("telemetry", &[]),
     ("config", &[]),
     ("tensor", &[]),
+];
+
+/// What must not be known where: words that none of these modules may contain, outside comments.
+const KNOWS_NOTHING_OF: [(&str, &[&str]); 6] = [
+    ("serve", &["wasmtime::", "ort::", "crate::deploy", "crate::artifact"]),
+    ("admin", &["wasmtime::"]),
+    ("deploy", &["hyper::", "http::", "StatusCode"]),
+    ("function", &["StatusCode", "wasmtime::"]),
+    ("backend", &["wasmtime::component", "hyper::", "crate::instance", "crate::nn"]),
+    ("artifact", &["wasmtime::", "hyper::", "crate::function"]),
 ];
 
 const FORBIDDEN_NAMES: [&str; 6] = ["util", "common", "core", "types", "helper", "manager"];
@@ -88,9 +105,32 @@ fn modules_use_only_what_comes_after_them_on_their_walk() {
     assert!(wrong.is_empty(), "against the direction of the walks:\n{wrong}");
 }
 
+#[test]
+fn modules_know_nothing_of_what_is_not_theirs() {
+    let mut wrong = String::new();
+    for path in sources().iter().filter(|path| !is_test(path)) {
+        let shown = shown(path);
+        let Some(module) = shown.strip_prefix("host/src/").and_then(|inner| inner.split(['/', '.']).next())
+        else {
+            continue;
+        };
+        let Some((_, words)) = KNOWS_NOTHING_OF.iter().find(|(name, _)| *name == module) else { continue };
+        let code = code(without_tests(&read(path)));
+        for word in words.iter().filter(|word| code.contains(*word)) {
+            let _ = writeln!(wrong, "{shown} contains `{word}`");
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
+/// A file without its comments that stand alone on their lines.
+fn code(text: &str) -> String {
+    text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
 /// The names after `crate::`, also those of a group.
 fn used_modules(text: &str) -> Vec<String> {
-    let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+    let code = code(text);
     let mut used = Vec::new();
     for after in code.split("crate::").skip(1) {
         let names = match after.strip_prefix('{') {
@@ -200,6 +240,8 @@ fn fns(text: &str) -> Vec<(String, usize)> {
         plain.starts_with("fn ")
     });
     let measured = starts.filter_map(|(start, line)| {
+        // A declaration in a trait has no body.
+        lines[start..].iter().find(|line| line.ends_with(['{', '}', ';']))?.strip_suffix('{')?;
         let indent = line.len() - line.trim_start().len();
         let close = format!("{}}}", " ".repeat(indent));
         let length = lines[start..].iter().position(|line| *line == close)?;
@@ -216,7 +258,11 @@ fn links_between_our_pages_lead_somewhere() {
         let folder = page.parent().unwrap().to_owned();
         for link in links(&read(&page)) {
             let path = link.split('#').next().unwrap_or_default();
-            if !path.is_empty() && !path.contains("://") && !path.starts_with("mailto:") && !folder.join(path).exists() {
+            if !path.is_empty()
+                && !path.contains("://")
+                && !path.starts_with("mailto:")
+                && !folder.join(path).exists()
+            {
                 let _ = writeln!(broken, "{}: {link}", shown(&page));
             }
         }
@@ -225,12 +271,18 @@ fn links_between_our_pages_lead_somewhere() {
 }
 
 fn pages() -> Vec<PathBuf> {
-    let mut folders = vec![repository().to_owned(), repository().join("docs"), repository().join("tests/models")];
+    let mut folders =
+        vec![repository().to_owned(), repository().join("docs"), repository().join("tests/models")];
     for parent in ["examples", "templates"] {
-        folders.extend(std::fs::read_dir(repository().join(parent)).into_iter().flatten().flatten().map(|e| e.path()));
+        folders.extend(
+            std::fs::read_dir(repository().join(parent)).into_iter().flatten().flatten().map(|e| e.path()),
+        );
     }
     let files = folders.iter().flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten().flatten());
-    files.map(|file| file.path()).filter(|path| path.extension().is_some_and(|ending| ending == "md")).collect()
+    files
+        .map(|file| file.path())
+        .filter(|path| path.extension().is_some_and(|ending| ending == "md"))
+        .collect()
 }
 
 /// The targets of `[text](target)` outside code.

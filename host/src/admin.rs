@@ -11,13 +11,19 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 use crate::function::{Function, Functions};
 use crate::serve::Server;
 
+/// Connections of operators at once; more wait to be accepted.
+const CONNECTIONS: usize = 64;
+
 /// Answers the operator until it is dropped.
 pub async fn run(listener: TcpListener, functions: Arc<Functions>, server: Arc<Server>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
+        let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             continue;
@@ -35,6 +41,7 @@ pub async fn run(listener: TcpListener, functions: Arc<Functions>, server: Arc<S
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "an operator's connection ended early");
             }
+            drop(place);
         });
     }
 }
@@ -50,6 +57,9 @@ fn answer(request: &Request<Incoming>, functions: &Functions, server: &Server) -
         }
         "/health" => respond(StatusCode::OK, "text/plain", "OK\n"),
         "/ready" if server.draining() => respond(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "draining\n"),
+        "/ready" if !functions.published() => {
+            respond(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "nothing is deployed yet\n")
+        }
         "/ready" => respond(StatusCode::OK, "text/plain", "OK\n"),
         "/functions" => {
             let functions: Vec<_> = functions.snapshot().functions.iter().map(|f| describe(f)).collect();

@@ -21,6 +21,8 @@ pub mod onnx;
 pub mod onnxruntime;
 #[cfg(feature = "openvino")]
 pub mod openvino;
+#[cfg(any(feature = "onnxruntime", feature = "openvino"))]
+mod outline;
 pub mod pool;
 pub mod residency;
 #[cfg(feature = "rten")]
@@ -86,7 +88,8 @@ pub struct ModelFile {
     /// The separate weights file of an OpenVINO model.
     pub weights: Option<PathBuf>,
     pub encoding: Encoding,
-    /// Lower-case hex SHA-256 over the model and its weights; the name of what a backend derives and caches.
+    /// Lower-case hex SHA-256 over the model, or over model, weights and the model's length; the name of what a
+    /// backend derives and caches.
     pub digest: String,
     pub target: ExecutionTarget,
     pub precision: Precision,

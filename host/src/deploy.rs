@@ -54,10 +54,8 @@ pub enum DeployError {
     Files(CacheError),
     #[error("it could not describe itself: {0}")]
     Describe(CallError),
-    #[error(
-        "its memory limit of {asked_mib} MiB is over the host's {limit_mib} MiB (`limits.memory_mib` in host.toml)"
-    )]
-    Memory { asked_mib: u64, limit_mib: u64 },
+    #[error("its limit `{limit}` of {asked} is over the host's {allowed} (`limits.{limit}` in host.toml)")]
+    Limit { limit: &'static str, asked: u64, allowed: u64 },
 }
 
 /// Why a model cannot be granted.
@@ -89,6 +87,15 @@ pub struct Step {
     pub took: Duration,
 }
 
+/// The limits of one function, in the units of its revision.
+struct Limits {
+    memory_bytes: usize,
+    deadline_ms: u64,
+    request_body_bytes: usize,
+    response_body_bytes: usize,
+    concurrency: usize,
+}
+
 /// How long a function may take to describe itself.
 const DESCRIBE_MS: u64 = 5000;
 
@@ -103,13 +110,8 @@ impl Deployer {
         let mut errors = Vec::new();
         for component in &app.components {
             let name = app.function(component);
-            match self.revision(&name, component, &files, report).await {
-                Ok(revision) => {
-                    let concurrency =
-                        component.limits.concurrency.unwrap_or(self.config.limits.function_concurrency);
-                    let telemetry = &self.functions.telemetry;
-                    functions.push(Arc::new(Function::new(name, revision, concurrency, telemetry)));
-                }
+            match self.function(&name, component, &files, report).await {
+                Ok(function) => functions.push(Arc::new(function)),
                 Err(error) => errors.push((name, error)),
             }
         }
@@ -122,14 +124,26 @@ impl Deployer {
         Ok(())
     }
 
-    async fn revision(
+    async fn function(
         &self,
         name: &str,
         component: &Component,
         files: &Files,
         report: &(dyn Fn(Step) + Sync),
+    ) -> Result<Function, DeployError> {
+        let limits = self.limits(component)?;
+        let revision = self.revision(name, component, files, &limits, report).await?;
+        Ok(Function::new(name.to_owned(), revision, limits.concurrency, &self.functions.telemetry))
+    }
+
+    async fn revision(
+        &self,
+        name: &str,
+        component: &Component,
+        files: &Files,
+        limits: &Limits,
+        report: &(dyn Fn(Step) + Sync),
     ) -> Result<Revision, DeployError> {
-        let memory_bytes = self.memory(component)?;
         let fetched =
             timed(report, &format!("{name}: component"), fetch::component(&component.source)).await?;
         let digest = hex(&Sha256::digest(&fetched.wasm));
@@ -149,36 +163,43 @@ impl Deployer {
             take_in: self.intake.take_in(),
             grants: Arc::new(grants),
             log: FunctionLog::new(&self.logs, &component.id, self.config.log.function_log_mib << 20),
-            memory_bytes,
+            memory_bytes: limits.memory_bytes,
             table_elements: self.config.limits.table_elements,
             handles: self.config.limits.handles,
         };
         let program = Program::link(&compiled.component, compiled.flavor, surroundings)?;
         let deadline = Deadline { at: Instant::now() + Duration::from_millis(DESCRIBE_MS), ms: DESCRIBE_MS };
         let description = program.describe(deadline).await.map_err(DeployError::Describe)?;
-        let limits = &self.config.limits;
-        let bytes =
-            |own: Option<u64>, host: u64| usize::try_from(own.unwrap_or(host) << 20).unwrap_or(usize::MAX);
         Ok(Revision {
             program: Arc::new(program),
             description,
             digest,
-            deadline_ms: component.limits.deadline_ms.unwrap_or(limits.deadline_ms),
-            request_body_bytes: bytes(component.limits.request_body_mib, limits.request_body_mib),
-            response_body_bytes: bytes(component.limits.response_body_mib, limits.response_body_mib),
+            deadline_ms: limits.deadline_ms,
+            request_body_bytes: limits.request_body_bytes,
+            response_body_bytes: limits.response_body_bytes,
             models,
             files,
         })
     }
 
-    /// A function may ask for less memory than the host gives, not for more.
-    fn memory(&self, component: &Component) -> Result<usize, DeployError> {
-        let limit_mib = self.config.limits.memory_mib;
-        let asked_mib = component.limits.memory_mib.unwrap_or(limit_mib);
-        if asked_mib > limit_mib {
-            return Err(DeployError::Memory { asked_mib, limit_mib });
-        }
-        Ok(usize::try_from(asked_mib << 20).unwrap_or(usize::MAX))
+    /// A function may ask for less than the host gives, not for more.
+    fn limits(&self, component: &Component) -> Result<Limits, DeployError> {
+        let (own, host) = (&component.limits, &self.config.limits);
+        let within = |limit, asked: Option<u64>, allowed: u64| match asked {
+            Some(asked) if asked > allowed => Err(DeployError::Limit { limit, asked, allowed }),
+            asked => Ok(asked.unwrap_or(allowed)),
+        };
+        let bytes = |mib: u64| usize::try_from(mib << 20).unwrap_or(usize::MAX);
+        let concurrency = own.concurrency.map(|concurrency| concurrency as u64);
+        within("concurrency", concurrency, host.concurrency as u64)?;
+        let response_body_mib = within("response_body_mib", own.response_body_mib, host.response_body_mib)?;
+        Ok(Limits {
+            memory_bytes: bytes(within("memory_mib", own.memory_mib, host.memory_mib)?),
+            deadline_ms: within("deadline_ms", own.deadline_ms, host.deadline_ms)?,
+            request_body_bytes: bytes(within("request_body_mib", own.request_body_mib, host.request_body_mib)?),
+            response_body_bytes: bytes(response_body_mib),
+            concurrency: own.concurrency.unwrap_or(host.function_concurrency).min(host.concurrency),
+        })
     }
 
     async fn compile(

@@ -1,7 +1,7 @@
 //! The functions of this host, and the snapshot of them that a request keeps to its end.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -20,6 +20,7 @@ pub struct Function {
     pub revision: Arc<Revision>,
     pub metrics: FunctionMetrics,
     permits: Arc<Semaphore>,
+    waiting: AtomicUsize,
 }
 
 impl Function {
@@ -27,7 +28,7 @@ impl Function {
     pub fn new(name: String, revision: Revision, concurrency: usize, telemetry: &Telemetry) -> Function {
         let metrics = telemetry.function(&name);
         let permits = Arc::new(Semaphore::new(concurrency.max(1)));
-        Function { name, revision: Arc::new(revision), metrics, permits }
+        Function { name, revision: Arc::new(revision), metrics, permits, waiting: AtomicUsize::new(0) }
     }
 }
 
@@ -49,13 +50,14 @@ pub struct Snapshot {
 /// The current snapshot, and how many instances may run.
 pub struct Functions {
     current: ArcSwap<Snapshot>,
+    published: AtomicBool,
     admission: Admission,
     pub telemetry: Arc<Telemetry>,
 }
 
 impl Functions {
     pub fn new(admission: Admission, telemetry: Arc<Telemetry>) -> Arc<Functions> {
-        Arc::new(Functions { current: ArcSwap::default(), admission, telemetry })
+        Arc::new(Functions { current: ArcSwap::default(), published: AtomicBool::new(false), admission, telemetry })
     }
 
     /// What is served now. A request asks once, and keeps the answer to its end.
@@ -66,6 +68,12 @@ impl Functions {
     /// Replaces what is served: requests that began before go on with what they began with.
     pub fn publish(&self, snapshot: Snapshot) {
         self.current.store(Arc::new(snapshot));
+        self.published.store(true, Ordering::Release);
+    }
+
+    /// Whether anything was ever published.
+    pub fn published(&self) -> bool {
+        self.published.load(Ordering::Acquire)
     }
 
     /// Waits, within bounds, until one more instance of the function may run.
@@ -137,7 +145,7 @@ impl Admission {
         function: &Function,
         telemetry: &Telemetry,
     ) -> Result<(OwnedSemaphorePermit, OwnedSemaphorePermit), Overloaded> {
-        let _waiting = Waiting::enter(self, telemetry).ok_or(Overloaded)?;
+        let _waiting = Waiting::enter(self, function, telemetry).ok_or(Overloaded)?;
         let turn = async {
             let own = Arc::clone(&function.permits).acquire_owned().await;
             let host = Arc::clone(&self.instances).acquire_owned().await;
@@ -149,24 +157,27 @@ impl Admission {
 
 /// A place in the queue, given back when dropped.
 struct Waiting<'a> {
-    queued: &'a AtomicUsize,
+    admission: &'a Admission,
+    function: &'a Function,
     telemetry: &'a Telemetry,
 }
 
 impl<'a> Waiting<'a> {
-    fn enter(admission: &'a Admission, telemetry: &'a Telemetry) -> Option<Waiting<'a>> {
-        if admission.queued.fetch_add(1, Ordering::AcqRel) >= admission.queue_length {
-            admission.queued.fetch_sub(1, Ordering::AcqRel);
-            return None;
-        }
+    fn enter(admission: &'a Admission, function: &'a Function, telemetry: &'a Telemetry) -> Option<Waiting<'a>> {
         telemetry.queued.inc();
-        Some(Waiting { queued: &admission.queued, telemetry })
+        let all = admission.queued.fetch_add(1, Ordering::AcqRel);
+        let own = function.waiting.fetch_add(1, Ordering::AcqRel);
+        let place = Waiting { admission, function, telemetry };
+        // One slow function must leave room for the others to wait.
+        let share = admission.queue_length.div_ceil(2);
+        (all < admission.queue_length && own < share).then_some(place)
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.queued.fetch_sub(1, Ordering::AcqRel);
+        self.function.waiting.fetch_sub(1, Ordering::AcqRel);
+        self.admission.queued.fetch_sub(1, Ordering::AcqRel);
         self.telemetry.queued.dec();
     }
 }

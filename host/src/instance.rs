@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use thiserror::Error;
 use wasmtime::component::{Component, InstancePre};
-use wasmtime::{Store, Trap, UpdateDeadline};
+use wasmtime::{PoolConcurrencyLimitError, Store, Trap, UpdateDeadline};
 use wasmtime_wasi::I32Exit;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p3::bindings::ServicePre;
@@ -19,6 +19,7 @@ pub mod engine;
 pub mod http;
 pub mod limits;
 pub mod log;
+mod outgoing;
 pub mod state;
 pub mod typed;
 
@@ -166,6 +167,9 @@ impl Program {
     fn failure(&self, error: &wasmtime::Error, limits: &Limits, deadline: Deadline) -> CallError {
         if error.downcast_ref::<Overdue>().is_some() || Instant::now() >= deadline.at {
             return CallError::DeadlineExceeded(deadline.ms);
+        }
+        if error.downcast_ref::<PoolConcurrencyLimitError>().is_some() {
+            return CallError::Start("all its places are taken".to_owned());
         }
         if limits.exceeded() {
             return CallError::OverMemory(limits.limit() >> 20);

@@ -186,21 +186,33 @@ impl Session {
         held: &Held,
         inputs: Vec<(String, Tensor)>,
     ) -> Result<Vec<Tensor>, RunError> {
-        let started = Instant::now();
+        self.meter.lock().backend = Some(held.lease.backend());
+        let mut timed =
+            Timed { meter: self.meter.clone(), metrics: held.metrics.clone(), started: Instant::now() };
         let outputs = held.lease.infer(inputs, self.deadline).await;
-        let took = started.elapsed();
-        let mut usage = self.meter.lock();
-        usage.infer += took;
-        usage.backend = Some(held.lease.backend());
-        drop(usage);
         // Inputs that do not fit never reach the backend: that is no inference.
-        if !matches!(outputs, Err(RunError::Input(_)))
-            && let Some(metrics) = &held.metrics
-        {
+        if matches!(outputs, Err(RunError::Input(_))) {
+            timed.metrics = None;
+        }
+        outputs
+    }
+}
+
+/// Counts an inference when it ends, also where its deadline ends it.
+struct Timed {
+    meter: Meter,
+    metrics: Option<ModelMetrics>,
+    started: Instant,
+}
+
+impl Drop for Timed {
+    fn drop(&mut self) {
+        let took = self.started.elapsed();
+        self.meter.lock().infer += took;
+        if let Some(metrics) = &self.metrics {
             metrics.inferences.inc();
             metrics.infer.observe(took.as_secs_f64());
         }
-        outputs
     }
 }
 

@@ -20,12 +20,14 @@ pub mod access;
 pub mod body;
 pub mod http_function;
 pub mod json;
+pub mod linger;
 pub mod spin_headers;
 pub mod status;
 pub mod typed_function;
 
 use access::AccessLog;
 use body::Body;
+use linger::Lingering;
 use status::AnswerError;
 
 /// What bounds a connection and a request before its function is known.
@@ -138,7 +140,7 @@ impl Server {
             .timer(TokioTimer::new())
             .header_read_timeout(self.limits.header_read)
             .max_buf_size(64 << 10)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(Lingering::new(stream)), service);
         let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,

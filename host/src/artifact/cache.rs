@@ -117,6 +117,9 @@ impl Cache {
         for path in &files {
             copies.push(copy(path, &self.models(), limit_bytes, &mut hash)?);
         }
+        if let [model, _] = copies.as_slice() {
+            hash.update(model.as_file().metadata().map_err(write)?.len().to_le_bytes());
+        }
         let digest = hex(&hash.finalize());
         let stored = self.stored(&digest, weights.is_some(), size);
         for (copy, path) in copies.into_iter().zip(std::iter::once(&stored.path).chain(&stored.weights)) {
@@ -143,6 +146,10 @@ impl Cache {
         }
         let mut hash = Sha256::new();
         parts.iter().for_each(|part| hash.update(part));
+        if let [model, _] = parts {
+            // Where the one ends and the other begins: the same bytes cut elsewhere are another model.
+            hash.update((model.as_ref().len() as u64).to_le_bytes());
+        }
         let stored = self.stored(&hex(&hash.finalize()), parts.len() > 1, size);
         let write = |source| CacheError::Write { path: self.models(), source };
         for (part, path) in parts.iter().zip(std::iter::once(&stored.path).chain(&stored.weights)) {
@@ -299,6 +306,19 @@ mod tests {
         assert_ne!(first.digest, second.digest);
         assert_eq!(fs::read_to_string(&first.path).unwrap(), "first");
         assert_eq!(fs::read_to_string(&second.path).unwrap(), "second");
+    }
+
+    #[test]
+    fn a_model_and_its_weights_are_not_the_same_bytes_cut_elsewhere() {
+        let root = tempfile::tempdir().unwrap();
+        let cache = Cache::open(&root.path().join("cache")).unwrap();
+        let (model, weights) = (root.path().join("m.xml"), root.path().join("m.bin"));
+        fs::write(&model, "model").unwrap();
+        fs::write(&weights, "weights").unwrap();
+        let stored = cache.store_model(&model, Some(&weights), 100).unwrap();
+        assert_eq!(cache.store_bytes(&["model", "weights"], 100).unwrap(), stored);
+        assert_ne!(cache.store_bytes(&["mode", "lweights"], 100).unwrap().digest, stored.digest);
+        assert_eq!(fs::read_to_string(&stored.path).unwrap(), "model");
     }
 
     #[test]

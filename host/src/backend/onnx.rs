@@ -3,11 +3,6 @@
 //! Engines that map INT64 to INT32, or that tell nothing of a model, cannot say what a caller may send. The
 //! file can, and its top levels are walked to their end on the way, so that a file cut short is found out.
 
-#![cfg_attr(
-    not(any(feature = "tract", feature = "rten")),
-    allow(dead_code, reason = "backends that are built in need more of it than `stock` does")
-)]
-
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, BufReader, Read as _};
@@ -341,5 +336,60 @@ impl Reader {
         self.file.seek_relative(distance)?;
         self.at = position;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn model(name: &str) -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../tests/models/{name}.onnx"))
+    }
+
+    #[test]
+    fn the_file_tells_names_datatypes_and_open_dimensions() {
+        let declared = declared(&model("two_outputs")).unwrap();
+        let port = |name: &str, datatype, shape: &[Option<usize>]| Port {
+            name: name.to_owned(),
+            datatype,
+            shape: Some(shape.to_vec()),
+        };
+        assert_eq!(declared.signature.inputs, [port("x", Datatype::Fp32, &[None, Some(4)])]);
+        let outputs =
+            [port("double", Datatype::Fp32, &[None, Some(4)]), port("argmax", Datatype::Int64, &[None])];
+        assert_eq!(declared.signature.outputs, outputs);
+        assert_eq!(declared.symbols, [[Some("batch".to_owned()), None]]);
+    }
+
+    #[test]
+    fn weights_are_no_inputs() {
+        let declared = declared(&model("dynamic_seq")).unwrap();
+        assert_eq!(declared.signature.inputs.len(), 1);
+        assert!(declared.same_symbols(&[vec![2, 3]]).is_ok());
+    }
+
+    #[test]
+    fn no_damage_makes_it_panic() {
+        let whole = std::fs::read(model("two_outputs")).unwrap();
+        let check = |bytes: &[u8]| {
+            let mut file = tempfile::NamedTempFile::new().unwrap();
+            file.write_all(bytes).unwrap();
+            declared(file.path()).is_ok()
+        };
+        assert!(check(&whole));
+        for end in 0..whole.len() {
+            check(&whole[..end]);
+        }
+        assert!(!check(&whole[..whole.len() / 2]));
+        for index in 0..whole.len() {
+            for value in [0, 0x7f, 0x80, 0xff, whole[index] ^ 1, whole[index] ^ 0x10] {
+                let mut damaged = whole.clone();
+                damaged[index] = value;
+                check(&damaged);
+            }
+        }
     }
 }

@@ -9,9 +9,9 @@ use ort::value::{Outlet, ValueType};
 
 use self::library::Runtime;
 pub use self::library::disable_telemetry;
-use self::outline::{Outline, OutlineError};
 use self::session::{Pool, Recipe};
 use self::value::Inputs;
+use super::outline::Outline;
 use super::{
     Backend, Cancel, Encoding, ExecutionTarget, Graph, InferError, LoadError, ModelFile, Port, Precision,
     Signature, Status,
@@ -20,7 +20,6 @@ use crate::tensor::Tensor;
 
 mod derived;
 mod library;
-mod outline;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -123,17 +122,9 @@ fn check_wishes(runtime: &Runtime, model: &ModelFile) -> Result<(), LoadError> {
     }
 }
 
-/// Looks the file through before ONNX Runtime does, which would follow it to other files.
+/// Looks the file through before ONNX Runtime does.
 fn outline(path: &Path) -> Result<Outline, LoadError> {
-    let outline = Outline::read(path).map_err(|error| match error {
-        OutlineError::Io(error) => LoadError::Io(error),
-        OutlineError::Malformed(what) => unloadable(format!("it is not an ONNX model: {what}")),
-    })?;
-    if outline.external_data {
-        return Err(unloadable(
-            "it keeps weights in other files, which is not supported; save it as one file".to_owned(),
-        ));
-    }
+    let outline = Outline::of_whole(path, NAME)?;
     match outline.other_kind() {
         Some((name, kind)) => {
             Err(unloadable(format!("its input or output `{name}` is {kind}; only tensors are supported")))

@@ -26,6 +26,8 @@ struct Shared {
 #[derive(Default)]
 struct Queue {
     work: VecDeque<Work>,
+    /// Threads that wait for work. Only they need a wake-up, which is a call into the kernel.
+    idle: usize,
     closed: bool,
 }
 
@@ -102,8 +104,11 @@ impl Shared {
             return false;
         }
         queue.work.push_back(work);
+        let wake = queue.idle > 0;
         drop(queue);
-        self.ready.notify_one();
+        if wake {
+            self.ready.notify_one();
+        }
         true
     }
 
@@ -117,7 +122,9 @@ impl Shared {
                 if queue.closed {
                     return;
                 }
+                queue.idle += 1;
                 queue = self.ready.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                queue.idle -= 1;
             };
             drop(queue);
             work();

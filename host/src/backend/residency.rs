@@ -90,7 +90,7 @@ pub struct Residency {
     entries: Mutex<HashMap<Key, Entry>>,
     bounds: Bounds,
     pool: Pool,
-    loading: Semaphore,
+    loading: Arc<Semaphore>,
     changed: Arc<Notify>,
     telemetry: Arc<Telemetry>,
 }
@@ -143,7 +143,7 @@ impl Residency {
             entries: Mutex::default(),
             bounds,
             pool,
-            loading: Semaphore::new(LOADS_AT_ONCE),
+            loading: Arc::new(Semaphore::new(LOADS_AT_ONCE)),
             changed: Arc::default(),
             telemetry,
         });
@@ -222,21 +222,26 @@ impl Residency {
     }
 
     async fn load(&self, key: &Key, model: &Model) -> Outcome {
-        let _permit = self.loading.acquire().await.expect("the semaphore is never closed");
+        let loaded = tokio::time::timeout(self.bounds.load, self.load_in_turn(key, model)).await;
+        loaded.unwrap_or_else(|_| Err(AcquireError::TooSlow(self.bounds.load.as_millis())))
+    }
+
+    async fn load_in_turn(&self, key: &Key, model: &Model) -> Outcome {
+        let turn = Arc::clone(&self.loading).acquire_owned().await.expect("the semaphore is never closed");
         self.make_room(key, model.cost_bytes).await?;
         let started = Instant::now();
         let (backend, file) = (Arc::clone(&model.backend), model.file.clone());
+        // A backend cannot be stopped while it loads. What comes when nobody waits for it any more is dropped, and
+        // only then is it the next one's turn: callers that try again must not pile up loads.
         let loading = tokio::task::spawn_blocking(move || {
             let graph = backend.load(&file);
             trim_heap();
-            graph
+            (graph, turn)
         });
-        let graph = match tokio::time::timeout(self.bounds.load, loading).await {
-            Ok(Ok(Ok(graph))) => graph,
-            Ok(Ok(Err(error))) => return Err(Arc::new(error).into()),
-            Ok(Err(panic)) => return Err(AcquireError::Panicked(panic.to_string())),
-            // The backend cannot be stopped here: what it loads is dropped when it comes.
-            Err(_) => return Err(AcquireError::TooSlow(self.bounds.load.as_millis())),
+        let graph = match loading.await {
+            Ok((Ok(graph), _)) => graph,
+            Ok((Err(error), _)) => return Err(Arc::new(error).into()),
+            Err(panic) => return Err(AcquireError::Panicked(panic.to_string())),
         };
         self.telemetry.loaded(model.backend.name(), started.elapsed(), model.cost_bytes);
         tracing::info!(

@@ -59,8 +59,9 @@ pub async fn run(args: UpArgs, mut config: Config, progress: &Progress) -> anyho
     let host = Host::start(config, Surroundings { program, logs }).await?;
     let report = |step: Step| progress.say("Ready", format!("{} ({})", step.what, elapsed(step.took)));
     host.deployer.deploy(&app, &report).await?;
-    announce(&host, &app, progress);
+    // Before anyone is told that this serves: who hears it may stop it at once.
     let mut stop = StopSignal::listen()?;
+    announce(&host, &app, progress);
     tokio::select! {
         stopped = stop.wait() => stopped?,
         never = watch(&args, &app, &host, progress), if args.watch => never?,

@@ -115,9 +115,11 @@ fn link(flavor: Flavor, limits: &EngineLimits) -> wasmtime::Result<Linked> {
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
     nn::add_to_linker(&mut linker)?;
+    super::outgoing::bound_p2(&mut linker)?;
     if flavor == Flavor::Concurrent {
         wasmtime_wasi::p3::add_to_linker(&mut linker)?;
         wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
+        super::outgoing::bound_p3(&mut linker)?;
         super::state::spin::spin::variables::variables::add_to_linker::<_, HasSelf<State>>(
             &mut linker,
             |state| state,
@@ -146,19 +148,26 @@ pub fn config(flavor: Flavor, limits: Option<&EngineLimits>) -> Config {
     config
 }
 
+/// What one component may consist of. A Rust component has one memory, one or two tables and up to a dozen core
+/// instances, most of which are the shims between it and its imports.
+const CORE_INSTANCES: u32 = 32;
+const MEMORIES: u32 = 2;
+const TABLES: u32 = 8;
+
 fn slots(limits: &EngineLimits) -> PoolingAllocationConfig {
     let n = limits.instances;
     let mut slots = PoolingAllocationConfig::new();
     slots
         .total_component_instances(n)
-        .total_core_instances(n.saturating_mul(4))
-        .total_memories(n.saturating_mul(2))
-        .total_tables(n.saturating_mul(4))
+        // Every instance may have its most at once: no component can use up what others need.
+        .total_core_instances(n.saturating_mul(CORE_INSTANCES))
+        .total_memories(n.saturating_mul(MEMORIES))
+        .total_tables(n.saturating_mul(TABLES))
         .total_stacks(n.saturating_mul(2))
         .max_memory_size(limits.memory_bytes)
-        .max_core_instances_per_component(64)
-        .max_memories_per_component(2)
-        .max_tables_per_component(16)
+        .max_core_instances_per_component(CORE_INSTANCES)
+        .max_memories_per_component(MEMORIES)
+        .max_tables_per_component(TABLES)
         .table_elements(limits.table_elements);
     if limits.pagemap_scan && resets_by_pagemap().is_ok() {
         slots

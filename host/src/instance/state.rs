@@ -43,6 +43,10 @@ pub struct State {
     grants: Arc<Grants>,
 }
 
+/// Bytes of one set of headers that a guest makes. Headers are not charged, so that this and the number of handles
+/// bound them.
+const FIELDS: usize = 16 << 10;
+
 impl State {
     /// # Errors
     /// Where the folder of the function's files cannot be opened.
@@ -63,12 +67,14 @@ impl State {
         }
         let mut table = ResourceTable::new();
         table.set_max_capacity(handles);
+        let mut http = WasiHttpCtx::new();
+        http.set_field_size_limit(FIELDS);
         Ok(State {
             table,
             limits,
             nn,
             wasi: wasi.build(),
-            http: WasiHttpCtx::new(),
+            http,
             egress: Egress,
             grants: Arc::clone(grants),
         })

@@ -1,5 +1,6 @@
 //! Calls of typed model functions: tensors in, tensors or the function's own error out.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use super::{Answered, CallError, Deadline, Kind, Program};
@@ -108,26 +109,14 @@ async fn answer(
     let answered = guest.tenon_function_function().call_call(&mut *store, &request).await?;
     let response = match answered {
         Ok(response) => response,
-        Err(error) => return Ok(Err(raised(error))),
+        Err(export::Error { code, message, status }) => {
+            return Ok(Err(CallError::Raised { code, message, status }));
+        }
     };
     let outputs = store.data_mut().take_named(response.outputs)?;
     let parameters =
         response.parameters.into_iter().map(|parameter| (parameter.name, parameter.value.into()));
     Ok(Ok(Reply { outputs, parameters: parameters.collect() }))
-}
-
-/// The function's own error, within bounds: its code becomes the name of an error, its message goes to the caller.
-fn raised(export::Error { code, mut message, status }: export::Error) -> CallError {
-    const CODE: usize = 64;
-    const MESSAGE: usize = 8 << 10;
-    let named = (1..=CODE).contains(&code.len())
-        && code.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
-    if !named {
-        let reason = "the code of its error is not a name of at most 64 letters, digits, `-`, `_` and `.`";
-        return CallError::BadReply(reason.to_owned());
-    }
-    message.truncate(message.floor_char_boundary(MESSAGE));
-    CallError::Raised { code, message, status }
 }
 
 fn lower(state: &mut State, request: Request) -> wasmtime::Result<Option<export::Request>> {
@@ -141,27 +130,40 @@ fn lower(state: &mut State, request: Request) -> wasmtime::Result<Option<export:
     Ok(Some(export::Request { inputs, parameters: parameters.collect(), outputs: request.outputs }))
 }
 
+/// Inputs or outputs that a description may have; a call looks at each of them.
+const MOST_PORTS: usize = 256;
+
+/// Bytes of a name or media type in a description.
+const LONGEST_NAME: usize = 256;
+
 fn description(metadata: export::Metadata) -> Result<Description, CallError> {
-    let ports = |ports: Vec<TensorMetadata>| ports.into_iter().map(port).collect::<Result<Vec<_>, _>>();
+    let bad = |reason: String| CallError::BadReply(format!("its description is wrong: {reason}"));
+    let names = metadata.accepts.iter().chain(&metadata.answers);
+    if metadata.accepts.len() > MOST_PORTS || names.into_iter().any(|name| name.len() > LONGEST_NAME) {
+        return Err(bad("it has too many media types, or too long ones".to_owned()));
+    }
+    let ports = |ports: Vec<TensorMetadata>| {
+        if ports.len() > MOST_PORTS {
+            return Err(bad(format!("it has more than {MOST_PORTS} inputs or outputs")));
+        }
+        let ports = ports.into_iter().map(port).collect::<Result<Vec<_>, _>>()?;
+        let mut names = HashSet::new();
+        match ports.iter().find(|port| !names.insert(port.name.as_str())) {
+            Some(port) => Err(bad(format!("`{}` stands in it twice", port.name))),
+            None => Ok(ports),
+        }
+    };
     let description = Description {
         signature: Signature { inputs: ports(metadata.inputs)?, outputs: ports(metadata.outputs)? },
         accepts: metadata.accepts,
         answers: metadata.answers,
     };
-    let bad = |reason: String| Err(CallError::BadReply(format!("its description is wrong: {reason}")));
     let Signature { inputs, outputs } = &description.signature;
-    for ports in [inputs, outputs] {
-        for (index, port) in ports.iter().enumerate() {
-            if ports[..index].iter().any(|earlier| earlier.name == port.name) {
-                return bad(format!("`{}` stands in it twice", port.name));
-            }
-        }
-    }
     if !description.accepts.is_empty() && !is_one_bytes(inputs) {
-        return bad("it accepts raw bodies, but does not have exactly one BYTES input".to_owned());
+        return Err(bad("it accepts raw bodies, but does not have exactly one BYTES input".to_owned()));
     }
     if description.answers.is_some() && !is_one_bytes(outputs) {
-        return bad("it answers raw bodies, but does not have exactly one BYTES output".to_owned());
+        return Err(bad("it answers raw bodies, but does not have exactly one BYTES output".to_owned()));
     }
     Ok(description)
 }
@@ -175,6 +177,9 @@ fn port(metadata: TensorMetadata) -> Result<Port, CallError> {
         -1 => Ok(None),
         dim => usize::try_from(dim).map(Some),
     };
+    if metadata.name.len() > LONGEST_NAME || metadata.shape.len() > crate::tensor::MAX_RANK {
+        return Err(CallError::BadReply("a name or a shape in its description is too long".to_owned()));
+    }
     let shape: Result<Vec<_>, _> = metadata.shape.into_iter().map(dim).collect();
     let Ok(shape) = shape else {
         return Err(CallError::BadReply(format!(

@@ -48,15 +48,15 @@ impl models::HostModel for State {
             Err(error) => return Ok(Err(run_error(&error))),
         };
         let names: Vec<_> = held.lease.signature().outputs.iter().map(|port| port.name.clone()).collect();
-        let mut named = Vec::with_capacity(outputs.len());
-        for (name, tensor) in names.into_iter().zip(outputs) {
-            let Some(tensor) = self.push_tensor(tensor)? else {
-                let message = OVER_MEMORY.to_owned();
-                return Ok(Err(models::Error { code: ErrorCode::TooLarge, message }));
-            };
-            named.push(NamedTensor { name, tensor });
+        // All or nothing: outputs that the guest never hears of would stay in its table.
+        let total = outputs.iter().map(|output| output.data().len()).sum();
+        if !self.limits.charge(total) {
+            return Ok(Err(models::Error { code: ErrorCode::TooLarge, message: OVER_MEMORY.to_owned() }));
         }
-        Ok(Ok(named))
+        let named = names.into_iter().zip(outputs).map(|(name, output)| {
+            Ok(NamedTensor { name, tensor: self.table.push(HostTensor(output))? })
+        });
+        Ok(Ok(named.collect::<wasmtime::Result<_>>()?))
     }
 
     fn drop(&mut self, model: Resource<HostModel>) -> wasmtime::Result<()> {

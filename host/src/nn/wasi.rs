@@ -41,6 +41,11 @@ pub struct NnError {
 type Answer<T> = wasmtime::Result<Result<T, Resource<NnError>>>;
 
 impl NnTensor {
+    /// What the host holds for it.
+    fn bytes(&self) -> usize {
+        self.data.len() + self.dimensions.len() * size_of::<u32>()
+    }
+
     /// # Errors
     /// Where the data does not agree with dimensions and type.
     pub fn checked(self) -> Result<Tensor, TensorError> {
@@ -68,7 +73,7 @@ impl State {
     /// # Errors
     /// Where the table is full.
     pub fn push_nn(&mut self, tensor: NnTensor) -> wasmtime::Result<Option<Resource<NnTensor>>> {
-        if !self.limits.charge(tensor.data.len()) {
+        if !self.limits.charge(tensor.bytes()) {
             return Ok(None);
         }
         Ok(Some(self.table.push(tensor)?))
@@ -80,12 +85,17 @@ impl State {
     /// Where the guest no longer has it.
     pub fn take_nn(&mut self, tensor: Resource<NnTensor>) -> wasmtime::Result<NnTensor> {
         let tensor = self.table.delete(tensor)?;
-        self.limits.release(tensor.data.len());
+        self.limits.release(tensor.bytes());
         Ok(tensor)
     }
 
     fn nn_error<T>(&mut self, code: ErrorCode, data: impl Into<String>) -> Answer<T> {
-        Ok(Err(self.table.push(NnError { code, data: data.into() })?))
+        // It may quote a name of the guest's, which has no bound of its own.
+        const LONGEST: usize = 4096;
+        let mut data = data.into();
+        data.truncate(data.floor_char_boundary(LONGEST));
+        data.shrink_to_fit();
+        Ok(Err(self.table.push(NnError { code, data })?))
     }
 }
 
@@ -220,21 +230,23 @@ impl inference::HostGraphExecutionContext for State {
             Ok(outputs) => outputs,
             Err(error) => return self.nn_error(run_code(&error), error.to_string()),
         };
-        let mut named = Vec::with_capacity(outputs.len());
-        for (port, output) in held.lease.signature().outputs.iter().zip(outputs) {
-            let output = match NnTensor::try_from(output) {
-                Ok(output) => output,
+        let ports = held.lease.signature().outputs.iter();
+        let mut converted = Vec::with_capacity(outputs.len());
+        for (port, output) in ports.zip(outputs) {
+            match NnTensor::try_from(output) {
+                Ok(output) => converted.push((port.name.clone(), output)),
                 Err(reason) => {
                     let reason = format!("output `{}`: {reason}; use tenon:function/models", port.name);
                     return self.nn_error(ErrorCode::UnsupportedOperation, reason);
                 }
-            };
-            match self.push_nn(output)? {
-                Some(output) => named.push((port.name.clone(), output)),
-                None => return self.nn_error(ErrorCode::TooLarge, OVER_MEMORY),
             }
         }
-        Ok(Ok(named))
+        // All or nothing: outputs that the guest never hears of would stay in its table.
+        if !self.limits.charge(converted.iter().map(|(_, output)| output.bytes()).sum()) {
+            return self.nn_error(ErrorCode::TooLarge, OVER_MEMORY);
+        }
+        let named = converted.into_iter().map(|(name, output)| Ok((name, self.table.push(output)?)));
+        Ok(Ok(named.collect::<wasmtime::Result<_>>()?))
     }
 
     fn drop(&mut self, context: Resource<NnContext>) -> wasmtime::Result<()> {

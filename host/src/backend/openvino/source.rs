@@ -11,6 +11,7 @@ use super::library::Runtime;
 use super::onnx::{self, Names};
 use super::sys::{self, Compiled, Property};
 use super::{BACKEND, device, error, machine};
+use crate::backend::outline::Outline;
 use crate::backend::{Encoding, ExecutionTarget, LoadError, ModelFile, Precision};
 
 /// Beside the compiled model: the names that compiling loses, each ended by a zero byte, inputs first.
@@ -36,7 +37,10 @@ impl Source {
         let file = File::open(&model.path)?;
         // OpenVINO itself reads whatever format it recognises, also ones that nobody asked for.
         let names = match model.encoding {
-            Encoding::Onnx => Some(onnx::names(file)?.ok_or_else(|| refused("it is not an ONNX model"))?),
+            Encoding::Onnx => {
+                Outline::of_whole(&model.path, BACKEND)?;
+                Some(onnx::names(file)?.ok_or_else(|| refused("it is not an ONNX model"))?)
+            }
             Encoding::Openvino if !is_xml(file)? => return Err(refused("it is not an XML file")),
             Encoding::Openvino => None,
         };

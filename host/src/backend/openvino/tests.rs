@@ -490,7 +490,7 @@ fn bad_models_are_refused_on_one_line() {
     check(bench.stored("empty.onnx"), "it is not an ONNX model");
     check(bench.stored("truncated.onnx"), "it is not an ONNX model");
     check(bench.stored("unknown_op.onnx"), "Frobnicate");
-    check(bench.stored("bad_external.onnx"), "cannot load the model");
+    check(bench.stored("bad_external.onnx"), "it keeps weights in other files");
     check(bench.stored("deep.onnx"), "cannot load the model");
     check(bench.stored("absent.onnx"), "cannot be read");
     check(bench.written("text.xml", b"hello"), "it is not an XML file");

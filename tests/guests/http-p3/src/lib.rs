@@ -12,6 +12,7 @@ async fn handle(request: Request) -> Result<impl IntoResponse> {
     let body = match behaviour {
         "echo" => request.into_body().bytes().await?,
         "headers" => headers(&request).into(),
+        "variable" => variable(request.uri().query().unwrap_or_default()).await.into(),
         "env" => std::env::vars().map(|(key, value)| format!("{key}={value}\n")).collect::<String>().into(),
         "trap" => core::arch::wasm32::unreachable(),
         "loop" => endless(),
@@ -21,6 +22,11 @@ async fn handle(request: Request) -> Result<impl IntoResponse> {
         .status(StatusCode::OK)
         .header("content-type", "text/plain")
         .body(Full::new(body))?)
+}
+
+async fn variable(name: &str) -> String {
+    let value = spin_sdk::variables::get(name).await;
+    value.unwrap_or_else(|error| format!("refused: {error:?}"))
 }
 
 fn headers(request: &Request) -> String {

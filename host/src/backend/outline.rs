@@ -1,8 +1,12 @@
-//! What an ONNX file declares, read without ONNX Runtime, so that what it must not see never reaches it.
+//! What an ONNX file declares, read without an engine, so that what an engine must not see never reaches it.
+
+#![cfg_attr(not(feature = "onnxruntime"), expect(dead_code, reason = "OpenVINO itself tells the rest"))]
 
 use std::fs::File;
 use std::io::{self, BufReader, ErrorKind, Read, Seek};
 use std::path::Path;
+
+use super::LoadError;
 
 /// Protobuf's own limit on nested messages.
 const MAX_DEPTH: usize = 100;
@@ -14,7 +18,7 @@ pub(super) struct Outline {
     /// The graph's inputs, among them initializers that a caller may override, and its outputs.
     ports: Vec<(String, Declared)>,
     /// Whether a tensor anywhere in the file keeps its data in another file.
-    pub(super) external_data: bool,
+    external_data: bool,
 }
 
 #[derive(Debug, Default)]
@@ -28,7 +32,7 @@ struct Declared {
 
 /// Why a file is no ONNX model that can be looked through.
 #[derive(Debug)]
-pub(super) enum OutlineError {
+enum OutlineError {
     Io(io::Error),
     Malformed(&'static str),
 }
@@ -44,10 +48,27 @@ impl From<io::Error> for OutlineError {
 
 impl Outline {
     /// Reads the structure of the file, skipping weights.
-    pub(super) fn read(path: &Path) -> Result<Outline, OutlineError> {
+    fn read(path: &Path) -> Result<Outline, OutlineError> {
         let file = File::open(path)?;
         let length = file.metadata()?.len();
         Walk::new(BufReader::new(file), length).outline()
+    }
+
+    /// The outline of a model that is whole in its file. An engine would follow it to other files, and beside
+    /// it in the host's cache lie the models of others.
+    ///
+    /// # Errors
+    /// In the name of `backend`, where the file is no model or points to other files.
+    pub(super) fn of_whole(path: &Path, backend: &'static str) -> Result<Outline, LoadError> {
+        let refused = |reason| Err(LoadError::Model { backend, reason });
+        match Outline::read(path) {
+            Ok(outline) if outline.external_data => refused(
+                "it keeps weights in other files, which is not supported; save it as one file".to_owned(),
+            ),
+            Ok(outline) => Ok(outline),
+            Err(OutlineError::Io(error)) => Err(LoadError::Io(error)),
+            Err(OutlineError::Malformed(what)) => refused(format!("it is not an ONNX model: {what}")),
+        }
     }
 
     /// The name and kind of an input or output that is no tensor.
