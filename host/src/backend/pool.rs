@@ -5,12 +5,22 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 
+use thiserror::Error;
 use tokio::sync::oneshot;
 
 use super::{Cancel, Graph, InferError};
 use crate::tensor::Tensor;
 
+/// The stack in bytes of every thread that loads or runs models. A model that nests deeply is tried out on exactly
+/// as much as it is served on, or else it would pass and then end the host. Only what is touched takes memory.
+pub const STACK_BYTES: usize = 4 << 20;
+
 type Work = Box<dyn FnOnce() + Send>;
+
+/// As many inferences wait for a thread as may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the queue of inferences is full (`inference.queue_length` in host.toml)")]
+pub struct QueueFull;
 
 /// A fixed number of threads with one bounded queue.
 pub struct Pool {
@@ -45,7 +55,8 @@ impl Pool {
         let pool = Pool { shared };
         for index in 0..threads.max(1) {
             let shared = Arc::clone(&pool.shared);
-            thread::Builder::new().name(format!("infer-{index}")).spawn(move || shared.work())?;
+            let builder = thread::Builder::new().name(format!("infer-{index}")).stack_size(STACK_BYTES);
+            builder.spawn(move || shared.work())?;
         }
         Ok(pool)
     }
@@ -54,14 +65,14 @@ impl Pool {
     /// after its caller has gone; dropping the future raises `cancel`.
     ///
     /// # Errors
-    /// What the graph answers; `Failed` where the queue is full.
+    /// Where the queue is full; within, what the graph answers.
     pub async fn run<P: Send + 'static>(
         &self,
         graph: Arc<dyn Graph>,
         inputs: Vec<Tensor>,
         cancel: Arc<Cancel>,
         permit: P,
-    ) -> Result<Vec<Tensor>, InferError> {
+    ) -> Result<Result<Vec<Tensor>, InferError>, QueueFull> {
         let (answer, answered) = oneshot::channel();
         let mut abandoned = RaiseOnDrop(Some(Arc::clone(&cancel)));
         let work = Box::new(move || {
@@ -73,11 +84,11 @@ impl Pool {
             let _ = answer.send(outputs);
         });
         if !self.shared.push(work) {
-            return Err(InferError::Failed("the queue of inferences is full".to_owned()));
+            return Err(QueueFull);
         }
         let outputs = answered.await.unwrap_or(Err(InferError::Cancelled));
         abandoned.0 = None;
-        outputs
+        Ok(outputs)
     }
 
     /// Inferences that wait for a thread.

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use tokio::sync::{Notify, Semaphore, watch};
 
-use super::pool::Pool;
+use super::pool::{Pool, QueueFull};
 use super::validate::{self, InputError};
 use super::{
-    Backend, Cancel, ExecutionTarget, Graph, InferError, LoadError, ModelFile, Precision, Signature,
+    Backend, Cancel, Encoding, ExecutionTarget, Graph, InferError, LoadError, ModelFile, Precision, Signature,
 };
 use crate::telemetry::Telemetry;
 use crate::tensor::Tensor;
@@ -22,7 +22,7 @@ pub struct Model {
     pub backend: Arc<dyn Backend>,
     /// How long the graph stays in memory unused.
     pub idle_timeout: Duration,
-    /// What the graph takes in memory, measured when it was vetted.
+    /// What the graph takes in memory with as many callers as it may have, measured when it was vetted.
     pub cost_bytes: u64,
 }
 
@@ -39,6 +39,7 @@ impl std::fmt::Debug for Model {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
     digest: String,
+    encoding: Encoding,
     backend: &'static str,
     target: ExecutionTarget,
     precision: Precision,
@@ -49,6 +50,7 @@ impl Model {
     fn key(&self) -> Key {
         Key {
             digest: self.file.digest.clone(),
+            encoding: self.file.encoding,
             backend: self.backend.name(),
             target: self.file.target,
             precision: self.file.precision,
@@ -80,6 +82,8 @@ pub enum RunError {
     Input(#[from] InputError),
     #[error(transparent)]
     Infer(#[from] InferError),
+    #[error(transparent)]
+    Queue(#[from] QueueFull),
     /// The backend broke its own signature.
     #[error("the backend answered {actual} outputs where the model has {expected}")]
     Outputs { expected: usize, actual: usize },
@@ -118,18 +122,28 @@ struct Resident {
     graph: Arc<dyn Graph>,
     backend: &'static str,
     cost_bytes: u64,
-    idle_timeout: Duration,
-    last_used: Mutex<Instant>,
+    stay: Mutex<Stay>,
     permits: Arc<Semaphore>,
 }
 
+/// How long a graph stays.
+#[derive(Clone, Copy)]
+struct Stay {
+    last_used: Instant,
+    /// The longest that any of the models asks for that are this graph.
+    idle_timeout: Duration,
+}
+
 impl Resident {
-    fn touch(&self) {
-        *self.last_used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    /// The graph is used now, by one who wants it to stay for `idle_timeout` from here.
+    fn touch(&self, idle_timeout: Duration) {
+        let mut stay = self.stay.lock().unwrap_or_else(PoisonError::into_inner);
+        stay.last_used = Instant::now();
+        stay.idle_timeout = stay.idle_timeout.max(idle_timeout);
     }
 
-    fn last_used(&self) -> Instant {
-        *self.last_used.lock().unwrap_or_else(PoisonError::into_inner)
+    fn stay(&self) -> Stay {
+        *self.stay.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -165,14 +179,14 @@ impl Residency {
     /// Where it cannot be loaded, or graphs in use fill the budget.
     pub async fn acquire(self: &Arc<Self>, model: &Model) -> Result<Lease, AcquireError> {
         let mut outcome = match self.ready_or_loading(model) {
-            Ok(resident) => return Ok(self.lease(resident, false)),
+            Ok(resident) => return Ok(self.lease(resident, model, false)),
             Err(outcome) => outcome,
         };
         let resident = match outcome.wait_for(Option::is_some).await {
             Ok(outcome) => outcome.clone().expect("waited until there is an outcome")?,
             Err(_) => return Err(AcquireError::Panicked("loading ended without an outcome".to_owned())),
         };
-        Ok(self.lease(resident, true))
+        Ok(self.lease(resident, model, true))
     }
 
     /// The number of graphs in memory.
@@ -189,8 +203,8 @@ impl Residency {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lease(self: &Arc<Self>, resident: Arc<Resident>, cold: bool) -> Lease {
-        resident.touch();
+    fn lease(self: &Arc<Self>, resident: Arc<Resident>, model: &Model, cold: bool) -> Lease {
+        resident.touch(model.idle_timeout);
         Lease { resident, residency: Arc::clone(self), cold }
     }
 
@@ -255,8 +269,7 @@ impl Residency {
             graph,
             backend: model.backend.name(),
             cost_bytes: model.cost_bytes,
-            idle_timeout: model.idle_timeout,
-            last_used: Mutex::new(Instant::now()),
+            stay: Mutex::new(Stay { last_used: Instant::now(), idle_timeout: model.idle_timeout }),
             permits: Arc::new(Semaphore::new(model.file.concurrency.max(1))),
         }))
     }
@@ -277,12 +290,17 @@ impl Residency {
         self.changed.notify_one();
     }
 
-    /// Reserves `cost_bytes` of the budget for `key`, evicting what is unused, least recently used first.
+    /// Reserves `cost_bytes` of the budget for `key`, evicting what is unused, least recently used first. Where even
+    /// that would not make enough room, nothing is evicted.
     async fn make_room(&self, key: &Key, cost_bytes: u64) -> Result<(), AcquireError> {
-        let mut evicted = Vec::new();
-        let room = {
+        let evicted = {
             let mut entries = self.lock();
             let mut used: u64 = entries.values().map(Entry::cost_bytes).sum();
+            let evictable: u64 = entries.values().filter_map(Entry::unused).map(|unused| unused.cost_bytes).sum();
+            if used - evictable + cost_bytes > self.bounds.budget_bytes {
+                return Err(self.over_budget(used - evictable, cost_bytes));
+            }
+            let mut evicted = Vec::new();
             while used + cost_bytes > self.bounds.budget_bytes {
                 let Some(oldest) = least_recently_used(&entries) else { break };
                 if let Some(Entry::Ready(resident)) = entries.remove(&oldest) {
@@ -290,14 +308,13 @@ impl Residency {
                     evicted.push(resident);
                 }
             }
-            let fits = used + cost_bytes <= self.bounds.budget_bytes;
-            if fits && let Some(Entry::Loading { cost_bytes: reserved, .. }) = entries.get_mut(key) {
+            if let Some(Entry::Loading { cost_bytes: reserved, .. }) = entries.get_mut(key) {
                 *reserved = cost_bytes;
             }
-            if fits { Ok(()) } else { Err(self.over_budget(used, cost_bytes)) }
+            evicted
         };
         self.release(evicted, "budget").await;
-        room
+        Ok(())
     }
 
     fn over_budget(&self, used: u64, cost_bytes: u64) -> AcquireError {
@@ -317,8 +334,9 @@ impl Residency {
             let Entry::Ready(resident) = entry else { return true };
             // In use: it is not idle before its whole timeout has passed from now.
             let unused = Arc::strong_count(resident) == 1;
-            let since = if unused { resident.last_used() } else { now };
-            let expires = since + resident.idle_timeout;
+            let stay = resident.stay();
+            let since = if unused { stay.last_used } else { now };
+            let expires = since + stay.idle_timeout;
             if expires > now {
                 next = next.min(expires);
                 return true;
@@ -356,15 +374,20 @@ impl Entry {
             Entry::Ready(resident) => resident.cost_bytes,
         }
     }
+
+    /// The graph, where only the table holds it.
+    fn unused(&self) -> Option<&Resident> {
+        match self {
+            Entry::Ready(resident) if Arc::strong_count(resident) == 1 => Some(resident),
+            _ => None,
+        }
+    }
 }
 
 fn least_recently_used(entries: &HashMap<Key, Entry>) -> Option<Key> {
     entries
         .iter()
-        .filter_map(|(key, entry)| match entry {
-            Entry::Ready(resident) if Arc::strong_count(resident) == 1 => Some((resident.last_used(), key)),
-            _ => None,
-        })
+        .filter_map(|(key, entry)| Some((entry.unused()?.stay().last_used, key)))
         .min_by_key(|(last_used, _)| *last_used)
         .map(|(_, key)| key.clone())
 }
@@ -401,7 +424,7 @@ impl Lease {
     /// the run where the backend can, and frees the caller in any case.
     ///
     /// # Errors
-    /// Where the inputs do not fit, the run fails, or `deadline` passes.
+    /// Where the inputs do not fit, too many wait already, the run fails, or `deadline` passes.
     pub async fn infer(
         &self,
         inputs: Vec<(String, Tensor)>,
@@ -414,7 +437,7 @@ impl Lease {
         let held = (permit, Arc::clone(&self.resident));
         let cancel = Arc::new(Cancel::at(deadline));
         let graph = Arc::clone(&self.resident.graph);
-        let outputs = self.residency.pool.run(graph, inputs, cancel, held).await?;
+        let outputs = self.residency.pool.run(graph, inputs, cancel, held).await??;
         let expected = self.signature().outputs.len();
         if outputs.len() != expected {
             return Err(RunError::Outputs { expected, actual: outputs.len() });
@@ -425,7 +448,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.resident.touch();
+        self.resident.touch(Duration::ZERO);
     }
 }
 

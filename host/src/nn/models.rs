@@ -110,7 +110,7 @@ fn run_error(error: &RunError) -> models::Error {
     models::Error {
         code: match error {
             RunError::Input(_) | RunError::Infer(InferError::InvalidInput(_)) => ErrorCode::InvalidInput,
-            RunError::Infer(InferError::Cancelled) => ErrorCode::Timeout,
+            RunError::Infer(InferError::Cancelled) | RunError::Queue(_) => ErrorCode::Timeout,
             RunError::Infer(InferError::Failed(_)) | RunError::Outputs { .. } => ErrorCode::Failed,
         },
         message: error.to_string(),

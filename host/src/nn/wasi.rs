@@ -275,7 +275,7 @@ impl errors::HostError for State {
 fn run_code(error: &RunError) -> ErrorCode {
     match error {
         RunError::Input(_) | RunError::Infer(InferError::InvalidInput(_)) => ErrorCode::InvalidArgument,
-        RunError::Infer(InferError::Cancelled) => ErrorCode::Timeout,
+        RunError::Infer(InferError::Cancelled) | RunError::Queue(_) => ErrorCode::Timeout,
         RunError::Infer(InferError::Failed(_)) | RunError::Outputs { .. } => ErrorCode::RuntimeError,
     }
 }
