@@ -222,7 +222,7 @@ fn the_operator_s_order_decides_where_the_model_does_not() {
 }
 
 /// Deploys another app on a host that serves, as an author's next deployment does.
-async fn deploy(host: &TestHost, manifest: &str) -> Result<(), String> {
+pub(crate) async fn deploy(host: &TestHost, manifest: &str) -> Result<(), String> {
     let path = host.folder.path().join("next.toml");
     std::fs::write(&path, manifest).expect("files can be written");
     let variables = std::collections::BTreeMap::new();

@@ -38,6 +38,7 @@ pub(crate) fn run<T>(story: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
+        .thread_stack_size(tenon::backend::pool::STACK_BYTES)
         .event_interval(4)
         .build()
         .expect("the system has threads");

@@ -70,7 +70,7 @@ fn every_datatype() -> Vec<Value> {
         tensor("int64", "INT64", &[2], json!([i64::MIN, i64::MAX])),
         tensor("fp16", "FP16", &[2], json!([0.5, -65504.0])),
         tensor("bf16", "BF16", &[1], json!([-2.5])),
-        tensor("fp32", "FP32", &[3], json!([1.5, -0.25, 2.0_f32.powi(100)])),
+        tensor("fp32", "FP32", &[3], json!([1.5, -0.25, 1.0e30])),
         tensor("fp64", "FP64", &[2], json!([1.0e-300, 0.1])),
         tensor("bytes", "BYTES", &[3], json!(["seven", "", "sieben ß"])),
     ]
@@ -91,6 +91,40 @@ fn every_datatype_goes_in_and_comes_out() {
         let asked = json!({ "inputs": every_datatype(), "outputs": [{ "name": "int8" }] });
         let reply = host.post("/echo", "application/json", asked.to_string()).await.expect(200).json();
         assert_eq!(reply["outputs"], json!([tensor("int8", "INT8", &[2], json!([-128, 127]))]));
+    });
+}
+
+#[test]
+fn long_tensors_go_in_and_come_out() {
+    run(async {
+        let host = TestHost::of(app(&[function("/echo", "echo", "typed_echo", "")])).start().await;
+        let mut inputs = every_datatype();
+        let numbers: Vec<f32> = (0..60_000_u16).map(|n| f32::from(n) / 7.0).collect();
+        inputs[11] = json!({ "data": numbers, "name": "fp32", "shape": [numbers.len()], "datatype": "FP32" });
+        let body = json!({ "inputs": inputs }).to_string();
+        let reply = host.post("/echo", "application/json", body).await.expect(200).json();
+        let back: Vec<f32> = serde_json::from_value(reply["outputs"][11]["data"].clone()).unwrap();
+        assert!(back == numbers);
+    });
+}
+
+#[test]
+fn a_json_answer_that_is_too_long_does_not_pass() {
+    run(async {
+        let limit = "tool.tenon.limits.response_body_mib = 1";
+        let host = TestHost::of(app(&[function("/echo", "echo", "typed_echo", limit)])).start().await;
+        for count in [100, 100_000, 300_000] {
+            let mut inputs = every_datatype();
+            inputs[9] = tensor("fp16", "FP16", &[count], json!(vec![0.1; count]));
+            let body = json!({ "inputs": inputs }).to_string();
+            let answer = host.post("/echo", "application/json", body).await;
+            if count < 1000 {
+                answer.expect(200);
+            } else {
+                let detail = answer.problem(502, "guest-bad-reply");
+                assert!(detail.contains("1048576"), "{detail}");
+            }
+        }
     });
 }
 
@@ -491,6 +525,77 @@ fn an_answer_that_is_too_long_does_not_pass() {
             assert!(broken.is_err(), "{path} ended as if it were whole");
         }
         eventually("no instance is left", async || host.metric("tenon_instances").await == 0.0).await;
+    });
+}
+
+#[test]
+fn an_answer_that_nobody_takes_is_given_up() {
+    run(async {
+        let setup = TestHost::of(app(&[p2("")]));
+        let host = setup.config(|config| config.limits.body_read_ms = 100).start().await;
+        let mut stream = host.connect().await;
+        stream.write_all(b"GET /p2/big?15 HTTP/1.1\r\nhost: t\r\n\r\n").await.unwrap();
+        eventually("the answer begins", async || host.metric("tenon_instances").await == 1.0).await;
+        eventually("no connection is left", async || host.metric("tenon_connections").await == 0.0).await;
+        eventually("no instance is left", async || host.metric("tenon_instances").await == 0.0).await;
+        drop(stream);
+    });
+}
+
+#[test]
+fn a_host_that_is_none_is_refused() {
+    run(async {
+        let host = TestHost::of(app(&[p2(""), p3()])).start().await;
+        for path in ["/p2/hello", "/p3/hello"] {
+            for wrong in ["host: \u{fc}ml", "host: a b", "host: a/b", "host: a\r\nhost: b"] {
+                let text =
+                    host.raw(format!("GET {path} HTTP/1.1\r\n{wrong}\r\nconnection: close\r\n\r\n")).await;
+                assert!(
+                    text.starts_with("HTTP/1.1 400 ") && text.contains("invalid-input"),
+                    "{wrong}: {text}"
+                );
+            }
+            for right in ["host:", "host: [::1]:80", "host: xn--ml-eka.example:3000", "x-none: y"] {
+                let head = format!("GET {path} HTTP/1.1\r\n{right}\r\nconnection: close\r\n\r\n");
+                let text = host.raw(head).await;
+                assert!(text.starts_with("HTTP/1.1 200 "), "{right}: {text}");
+            }
+        }
+    });
+}
+
+#[test]
+fn who_is_asked_for_a_body_takes_no_instance_yet() {
+    run(async {
+        let host = TestHost::of(app(&[p2("tool.tenon.limits.concurrency = 1")])).start().await;
+        let mut waiting = host.connect().await;
+        let head = "POST /p2/echo HTTP/1.1\r\nhost: t\r\ncontent-length: 2\r\nexpect: 100-continue\r\nconnection: close\r\n\r\n";
+        waiting.write_all(head.as_bytes()).await.unwrap();
+        until(&mut waiting, "HTTP/1.1 100 Continue\r\n\r\n").await;
+        host.get("/p2/hello").await.expect(200);
+        waiting.write_all(b"hi").await.unwrap();
+        assert!(rest(&mut waiting).await.contains("hi"));
+    });
+}
+
+#[test]
+fn what_is_not_answered_is_counted_too() {
+    run(async {
+        let host = TestHost::of(app(&[p2("")])).start().await;
+        let errors = async |function: &str, error: &str| {
+            let labels = format!("function=\"{function}\",error=\"{error}\"");
+            host.metric(&format!("tenon_request_errors_total{{{labels}}}")).await
+        };
+        let mut leaving = host.connect().await;
+        leaving.write_all(b"GET /p2/never HTTP/1.1\r\nhost: t\r\n\r\n").await.unwrap();
+        eventually("it runs", async || host.metric("tenon_instances").await == 1.0).await;
+        drop(leaving);
+        eventually("it is counted", async || errors("app/p2", "cancelled").await == 1.0).await;
+        assert_eq!(host.metric(r#"tenon_requests_total{function="app/p2"}"#).await, 1.0);
+        assert!(host.try_send(request(Method::GET, "/p2/endless", &[], "")).await.is_err());
+        assert_eq!(errors("app/p2", "guest-bad-reply").await, 1.0);
+        host.get("/nowhere").await.expect(404);
+        assert_eq!(errors("", "function-not-found").await, 1.0);
     });
 }
 

@@ -11,6 +11,7 @@ use tenon::backend::vet::hex;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::task::JoinSet;
 
+use crate::backends::deploy;
 use crate::harness::{Answer, PROGRAM, TestHost, app, eventually, exchange, function, request, run};
 use crate::raw::{backends, call, call_request, grant, grants, le, model, only, raw, refusal};
 
@@ -273,32 +274,87 @@ fn a_function_tells_its_caller_that_there_is_no_room() {
     let seven = crate::harness::repository().join("examples/digits/seven.png");
     let seven = std::fs::read(seven).expect("the image is here");
     run(async {
-        let granted = grant("digits", "big.onnx", "");
-        let host = TestHost::of(app(&[function("/digits", "digits", "digits", &granted)]))
+        let digits = function("/digits", "digits", "digits", &grant("digits", "big.onnx", ""));
+        let host = TestHost::of(app(&[digits, raw("raw", &grant("other", "other.onnx", ""))]))
             .file("big.onnx", weights(16, 9))
-            .config(|config| config.models.memory_budget_mib = 8)
+            .file("other.onnx", weights(16, 8))
+            .config(|config| config.models.memory_budget_mib = 24)
             .start()
             .await;
+        let held = hold(&host, "other.onnx").await;
         let answer = host.post("/digits", "image/png", seven).await;
         assert_eq!(answer.header("retry-after"), "1", "{}", answer.text());
         let detail = answer.problem(503, "over-memory-budget");
-        assert!(detail.contains("the budget of 8 MiB"), "{detail}");
+        assert!(detail.contains("the budget of 24 MiB"), "{detail}");
+        drop(held);
     });
 }
 
 #[test]
-fn a_model_larger_than_the_budget_is_told_so() {
+fn a_model_larger_than_the_budget_is_not_deployed() {
     run(async {
-        let host =
-            TestHost::of(app(&[raw("raw", &[grant("big", "big.onnx", ""), grants(&["add"])].concat())]))
-                .file("big.onnx", weights(16, 9))
-                .config(|config| config.models.memory_budget_mib = 8)
-                .start()
-                .await;
-        let reason = refusal(weigh(&host, "raw", "big").await, "TooLarge");
-        assert!(reason.contains("the budget of 8 MiB"), "{reason}");
+        let host = TestHost::of(app(&[raw("raw", &grants(&["add"]))]))
+            .file("big.onnx", weights(16, 9))
+            .config(|config| config.models.memory_budget_mib = 8)
+            .start()
+            .await;
+        let manifest = app(&[raw("raw", &[grant("big", "big.onnx", ""), grants(&["add"])].concat())]);
+        let refused = deploy(&host, &manifest).await.expect_err("there can never be room");
+        assert!(refused.contains("model `big`: it needs 1"), "{refused}");
+        assert!(
+            refused.contains("more than the 8 MiB") && refused.contains("`models.memory_budget_mib`"),
+            "{refused}"
+        );
         let query = "model=add&input=a:I64:1&input=b:I64:1";
         call(&host, "raw", query, &le![1_i64, 2_i64]).await.expect(200);
+    });
+}
+
+/// What has no room even if all that is unused went does not make it go.
+#[test]
+fn nothing_is_evicted_in_vain() {
+    run(async {
+        let granted: String = [("held", "a"), ("unused", "b"), ("large", "c")]
+            .map(|(name, file)| grant(name, &format!("{file}.onnx"), "idle_timeout_s = 600"))
+            .concat();
+        let host = TestHost::of(app(&[raw("raw", &granted)]))
+            .config(|config| config.models.memory_budget_mib = 40)
+            .file("a.onnx", weights(16, 1))
+            .file("b.onnx", weights(8, 2))
+            .file("c.onnx", weights(32, 3))
+            .start()
+            .await;
+        let held = hold(&host, "a.onnx").await;
+        weighed(&host, "raw", "unused", 2).await;
+        let reason = refusal(weigh(&host, "raw", "large").await, "TooLarge");
+        assert!(reason.contains("of the budget of 40 MiB for models"), "{reason}");
+        assert_eq!((graphs(&host).await, evicted(&host, "budget").await), (2.0, 0.0));
+        drop(held);
+        weighed(&host, "raw", "large", 3).await;
+    });
+}
+
+#[test]
+fn a_shared_graph_stays_as_long_as_any_of_its_models_asks() {
+    run(async {
+        let granted =
+            [grant("brief", "a.onnx", "idle_timeout_s = 1"), grant("long", "b.onnx", "idle_timeout_s = 600")];
+        let other = grant("other", "c.onnx", "idle_timeout_s = 1");
+        let host = TestHost::of(app(&[raw("raw", &[granted.concat(), other].concat())]))
+            .file("a.onnx", weights(1, 1))
+            .file("b.onnx", weights(1, 1))
+            .file("c.onnx", weights(1, 2))
+            .start()
+            .await;
+        weighed(&host, "raw", "brief", 1).await;
+        weighed(&host, "raw", "long", 1).await;
+        weighed(&host, "raw", "brief", 1).await;
+        // Two lives of one that is used later pass meanwhile.
+        for life in 1..=2 {
+            weighed(&host, "raw", "other", 2).await;
+            eventually("the other leaves", async || evicted(&host, "idle").await == f64::from(life)).await;
+            assert_eq!(graphs(&host).await, 1.0);
+        }
     });
 }
 

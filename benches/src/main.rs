@@ -55,6 +55,11 @@ enum Bench {
         #[arg(long)]
         minilm: Option<PathBuf>,
     },
+    /// Memory of an idle host, of an idle function and of a graph.
+    Memory {
+        #[command(flatten)]
+        with: With,
+    },
     /// The plain server, for the other commands.
     #[command(hide = true)]
     Plain { address: SocketAddr },
@@ -80,6 +85,7 @@ fn main() -> anyhow::Result<()> {
         Bench::Inference { with, onnxruntime, mobilenet } => {
             runtime(1)?.block_on(inference::run(&with, onnxruntime.as_deref(), mobilenet.as_deref()))
         }
+        Bench::Memory { with } => runtime(1)?.block_on(memory(&with)),
         Bench::Cold { onnxruntime, openvino, minilm } => cold::run(onnxruntime, openvino, minilm),
     }
 }
@@ -228,6 +234,40 @@ fn serve(wasmtime: &Path, wasm: &Path, options: &[&str]) -> anyhow::Result<Serve
     let mut command = Command::new(wasmtime);
     command.arg("serve").arg("-Scli").args(options).args(["--addr", &address.to_string()]).arg(wasm);
     Server::start(command, address, None)
+}
+
+async fn memory(with: &With) -> anyhow::Result<()> {
+    const FUNCTIONS: u64 = 100;
+    println!("| host | resident KiB | of that private KiB |");
+    println!("|---|---|---|");
+    let show = |what: &str, (resident, private): (u64, u64)| println!("| {what} | {resident} | {private} |");
+    let head = "spin_manifest_version = 2\n[application]\nname = \"bench\"\n\
+                [[trigger.http]]\nroute = \"/ready\"\n[trigger.http.static_response]\nbody = \"ready\"\n";
+    let empty = Server::tenon(&with.tenon, head, "")?;
+    let (resident, private) = load::process_memory(empty.pid())?;
+    show("idle, no function", (resident, private));
+    drop(empty);
+    let model = repository().join("examples/digits/model/digits.onnx");
+    let wasm = guest("bench_digits.wasm");
+    let functions: String = (0..FUNCTIONS)
+        .map(|index| {
+            format!(
+                "[[trigger.http]]\nroute = \"/f{index}\"\ncomponent = \"f{index}\"\n[component.f{index}]\n\
+                 source = {wasm:?}\n[component.f{index}.tool.tenon]\n\
+                 models.digits = {{ path = {model:?}, backend = \"tract\" }}\n"
+            )
+        })
+        .collect();
+    let many = Server::tenon(&with.tenon, &format!("{head}{functions}"), "")?;
+    let idle = load::process_memory(many.pid())?;
+    show(&format!("{FUNCTIONS} functions, never called"), idle);
+    show("a function", ((idle.0 - resident) / FUNCTIONS, idle.1.saturating_sub(private) / FUNCTIONS));
+    let body: Vec<u8> = (0..64u8).flat_map(|i| (f32::from(i) / 64.0).to_le_bytes()).collect();
+    let request = Request::post("/f0", "application/octet-stream", &body);
+    load::run(many.address, &request, 1, Duration::from_millis(100), many.pid()).await?;
+    let called = load::process_memory(many.pid())?;
+    show("one of them called: the digits graph, and the slots that were used", called);
+    Ok(())
 }
 
 /// Each target in turn, round after round: what the machine does beside goes to all of them.

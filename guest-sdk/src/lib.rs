@@ -22,7 +22,10 @@
 //! - [`Error`]: what the caller is told.
 #![cfg_attr(feature = "image", doc = "- [`image`]: PNG and JPEG to tensors.")]
 //! - [`scores`]: softmax, the best classes and their labels.
-#![cfg_attr(not(target_family = "wasm"), doc = "- [`testing`]: stand-ins for models, for tests outside wasm.")]
+#![cfg_attr(
+    not(target_family = "wasm"),
+    doc = "- [`testing`]: stand-ins for models, for tests outside wasm."
+)]
 //!
 //! Build for the target `wasm32-wasip2`; every fn that does not call a model also runs in a plain `cargo test`.
 

@@ -88,8 +88,8 @@ pub struct ModelFile {
     /// The separate weights file of an OpenVINO model.
     pub weights: Option<PathBuf>,
     pub encoding: Encoding,
-    /// Lower-case hex SHA-256 over the model, or over model, weights and the model's length; the name of what a
-    /// backend derives and caches.
+    /// Lower-case hex SHA-256 over the model, or over the digests of model and weights; the name of what a backend
+    /// derives and caches.
     pub digest: String,
     pub target: ExecutionTarget,
     pub precision: Precision,

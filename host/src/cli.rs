@@ -1,5 +1,7 @@
 //! The command line: one subcommand a file.
 
+#![expect(clippy::print_stdout, reason = "what a command answers goes to standard output")]
+
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
@@ -67,14 +69,14 @@ pub fn run() -> anyhow::Result<()> {
         Command::Build(args) => runtime()?.block_on(build::run(&args, &progress)),
         Command::Up(args) => runtime()?.block_on(up::run(args, config, &progress)),
         Command::Backend(args) => {
-            let libraries = config.cache_dir()?.join("libraries");
+            let libraries = trusted_libraries(&config)?;
             let find = || backends(&config, &libraries);
             let python = Path::new(PYTHON);
             let place = backend::Place { libraries: &libraries, python, find: &find, progress: &progress };
             backend::run(&args, &config, &place)
         }
         Command::Doctor(args) => {
-            let backends = backends(&config, &config.cache_dir()?.join("libraries"));
+            let backends = backends(&config, &trusted_libraries(&config)?);
             let python = Path::new(PYTHON);
             let setup =
                 doctor::Setup { config: &config, backends: &backends, python, pagemap: &resets_by_pagemap };
@@ -84,6 +86,13 @@ pub fn run() -> anyhow::Result<()> {
     }
 }
 
+/// Where libraries were installed. What lies there is loaded into this process, so nobody else may write it.
+fn trusted_libraries(config: &Config) -> anyhow::Result<PathBuf> {
+    let cache = config.cache_dir()?;
+    crate::artifact::cache::trusted(&cache)?;
+    Ok(cache.join("libraries"))
+}
+
 fn backends(config: &Config, libraries: &Path) -> Backends {
     Backends::find(&config.inference.backends, &host::libraries(config, libraries))
 }
@@ -91,6 +100,8 @@ fn backends(config: &Config, libraries: &Path) -> Backends {
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        // Graphs are loaded on its blocking threads.
+        .thread_stack_size(crate::backend::pool::STACK_BYTES)
         // A guest that computes is polled once a tick: sockets and timers must not wait for 61 such polls.
         .event_interval(4)
         .build()

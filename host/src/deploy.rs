@@ -67,6 +67,10 @@ pub enum ModelError {
     Choose(#[from] ChooseError),
     #[error("backend `{backend}` refuses it: {source}")]
     Vet { backend: &'static str, source: VetError },
+    #[error(
+        "it needs {needed_mib} MiB in memory for {concurrency} callers at once, which is more than the {budget_mib} MiB for all models together (`models.memory_budget_mib` in host.toml)"
+    )]
+    OverBudget { needed_mib: u64, budget_mib: u64, concurrency: usize },
 }
 
 /// Everything that keeps an app from being served; nothing of it is then served anew.
@@ -196,7 +200,11 @@ impl Deployer {
         Ok(Limits {
             memory_bytes: bytes(within("memory_mib", own.memory_mib, host.memory_mib)?),
             deadline_ms: within("deadline_ms", own.deadline_ms, host.deadline_ms)?,
-            request_body_bytes: bytes(within("request_body_mib", own.request_body_mib, host.request_body_mib)?),
+            request_body_bytes: bytes(within(
+                "request_body_mib",
+                own.request_body_mib,
+                host.request_body_mib,
+            )?),
             response_body_bytes: bytes(response_body_mib),
             concurrency: own.concurrency.unwrap_or(host.function_concurrency).min(host.concurrency),
         })

@@ -57,7 +57,12 @@ pub struct Functions {
 
 impl Functions {
     pub fn new(admission: Admission, telemetry: Arc<Telemetry>) -> Arc<Functions> {
-        Arc::new(Functions { current: ArcSwap::default(), published: AtomicBool::new(false), admission, telemetry })
+        Arc::new(Functions {
+            current: ArcSwap::default(),
+            published: AtomicBool::new(false),
+            admission,
+            telemetry,
+        })
     }
 
     /// What is served now. A request asks once, and keeps the answer to its end.
@@ -163,7 +168,11 @@ struct Waiting<'a> {
 }
 
 impl<'a> Waiting<'a> {
-    fn enter(admission: &'a Admission, function: &'a Function, telemetry: &'a Telemetry) -> Option<Waiting<'a>> {
+    fn enter(
+        admission: &'a Admission,
+        function: &'a Function,
+        telemetry: &'a Telemetry,
+    ) -> Option<Waiting<'a>> {
         telemetry.queued.inc();
         let all = admission.queued.fetch_add(1, Ordering::AcqRel);
         let own = function.waiting.fetch_add(1, Ordering::AcqRel);

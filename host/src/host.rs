@@ -24,6 +24,10 @@ use crate::serve::{ServeLimits, Server};
 use crate::telemetry::Telemetry;
 use crate::{admin, instance};
 
+mod memory;
+
+pub use memory::physical_memory;
+
 /// A host that listens.
 pub struct Host {
     pub deployer: Arc<Deployer>,
@@ -128,21 +132,20 @@ fn admission(config: &Config) -> Admission {
     Admission::new(limits.concurrency, limits.queue_length, Duration::from_millis(limits.queue_wait_ms))
 }
 
+/// What graphs may take in memory together.
+fn budget_bytes(config: &Config) -> u64 {
+    config.models.budget_bytes(physical_memory())
+}
+
 fn residency(config: &Config, telemetry: &Arc<Telemetry>) -> Result<Arc<Residency>, StartError> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let pool = Pool::start(config.inference.thread_count(cores), config.inference.queue_length)?;
     let bounds = Bounds {
-        budget_bytes: config.models.budget_bytes(physical_memory()),
+        budget_bytes: budget_bytes(config),
         max_input_bytes: usize::try_from(config.limits.memory_mib << 20).unwrap_or(usize::MAX),
         load: Duration::from_millis(config.models.load_ms),
     };
     Ok(Residency::start(pool, bounds, Arc::clone(telemetry)))
-}
-
-/// Memory of the machine in bytes.
-pub fn physical_memory() -> u64 {
-    let info = rustix::system::sysinfo();
-    u64::from(info.mem_unit) * u64::try_from(info.totalram).unwrap_or(u64::MAX)
 }
 
 fn engines(config: &Config) -> Result<Engines, StartError> {
@@ -187,7 +190,8 @@ fn deployer(
     let engines = Arc::new(engines(&config)?);
     let config = Arc::new(config);
     let backends = Backends::find(&config.inference.backends, &libraries);
-    let intake = Intake::new(Arc::clone(&config), cache, backends, vetting);
+    let budget_bytes = budget_bytes(&config);
+    let intake = Intake::new(Arc::clone(&config), cache, backends, vetting, budget_bytes);
     Ok(Deployer {
         engines,
         residency: Arc::clone(residency),
@@ -214,9 +218,12 @@ fn serve_limits(config: &Config) -> ServeLimits {
         connections: limits.connections,
         header_read: Duration::from_millis(limits.header_read_ms),
         body_read: Duration::from_millis(limits.body_read_ms),
-        // As if every instance had the longest body, within a quarter of the memory.
+        // One word of the operator's for both directions.
+        answer_stall: Duration::from_millis(limits.body_read_ms),
+        // As if every instance had the longest body, and one of them in tensors of four times its length beside it,
+        // within a quarter of the memory.
         buffered_bodies: body
-            .saturating_mul(limits.concurrency)
+            .saturating_mul(limits.concurrency.saturating_add(4))
             .min(usize::try_from(physical_memory() / 4).unwrap_or(usize::MAX)),
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -15,6 +15,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::function::{Function, Functions, Matched, Snapshot, Target};
 use crate::instance::Deadline;
 use crate::nn::Usage;
+use crate::telemetry::FunctionMetrics;
 
 pub mod access;
 pub mod body;
@@ -39,7 +40,9 @@ pub struct ServeLimits {
     pub header_read: Duration,
     /// Time for a request's body to arrive.
     pub body_read: Duration,
-    /// Bytes of request bodies that are held for all requests together.
+    /// Time in which a caller must take some of its answer, or lose its connection.
+    pub answer_stall: Duration,
+    /// Bytes of request bodies, and of tensors read from them, that are held for all requests together.
     pub buffered_bodies: usize,
 }
 
@@ -51,6 +54,8 @@ pub struct Server {
     access: Option<AccessLog>,
     draining: AtomicBool,
     ids: access::RequestIds,
+    /// Counts errors before a function was found, under no name.
+    unrouted: FunctionMetrics,
 }
 
 /// A request as far as it has been looked at, for its log line.
@@ -75,7 +80,9 @@ impl Server {
     pub fn new(functions: Arc<Functions>, limits: ServeLimits, access: Option<AccessLog>) -> Arc<Server> {
         let bodies = body::Budget::new(limits.buffered_bodies);
         let ids = access::RequestIds::new();
-        Arc::new(Server { functions, limits, bodies, access, draining: AtomicBool::new(false), ids })
+        let unrouted = functions.telemetry.function("");
+        let draining = AtomicBool::new(false);
+        Arc::new(Server { functions, limits, bodies, access, draining, ids, unrouted })
     }
 
     /// Whether new requests are refused because the host is shutting down.
@@ -130,6 +137,7 @@ impl Server {
         mut closing: watch::Receiver<bool>,
     ) {
         let _ = stream.set_nodelay(true);
+        let stream = Lingering::new(stream, self.limits.answer_stall);
         let connections = self.functions.telemetry.connections.clone();
         connections.inc();
         let service = service_fn(|request| {
@@ -140,7 +148,7 @@ impl Server {
             .timer(TokioTimer::new())
             .header_read_timeout(self.limits.header_read)
             .max_buf_size(64 << 10)
-            .serve_connection(TokioIo::new(Lingering::new(stream)), service);
+            .serve_connection(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
@@ -159,17 +167,15 @@ impl Server {
     pub async fn answer(&self, request: Request<Incoming>, client: SocketAddr) -> Response<Body> {
         let started = Instant::now();
         let head = access::Head::of(&request, client, &self.ids);
+        let mut answering = Answering { server: self, head, started, trace: Trace::default(), ended: false };
+        let Answering { head, trace, .. } = &mut answering;
         let snapshot = self.functions.snapshot();
-        let mut trace = Trace::default();
-        let mut response = match self.route(&snapshot, request, client, &head, &mut trace).await {
+        let mut response = match self.route(&snapshot, request, client, head, trace).await {
             Ok(response) => response,
-            Err(error) => self.refuse(&error, &head, &mut trace),
+            Err(error) => self.refuse(&error, head, trace),
         };
-        head.mark(&mut response, &trace);
-        self.count(&trace, started.elapsed());
-        if let Some(access) = &self.access {
-            access.write(&head, &response, &trace, started.elapsed());
-        }
+        head.mark(&mut response, trace);
+        answering.end(&mut response);
         response
     }
 
@@ -215,9 +221,9 @@ impl Server {
             let permit = self.acquire(function, trace).await?;
             typed_function::answer(function, call, permit, trace).await
         } else {
-            let permit = self.acquire(function, trace).await?;
             let wait = self.limits.body_read;
             let request = http_function::prepare(request, matched, client, head, revision, wait).await?;
+            let permit = self.acquire(function, trace).await?;
             http_function::answer(function, request, permit, trace).await
         }
     }
@@ -249,8 +255,11 @@ impl Server {
     }
 
     fn count(&self, trace: &Trace, took: Duration) {
-        let Some(function) = &trace.function else { return };
-        let metrics = &function.metrics;
+        let metrics = match &trace.function {
+            Some(function) => &function.metrics,
+            None if trace.error.is_some() => &self.unrouted,
+            None => return,
+        };
         metrics.requests.inc();
         metrics.duration.observe(took.as_secs_f64());
         metrics.queue.observe(trace.queue.as_secs_f64());
@@ -261,6 +270,47 @@ impl Server {
         if let Some((_, error)) = &trace.error {
             self.functions.telemetry.error(metrics, error);
         }
+    }
+}
+
+/// A request until the head of its answer is there. One that is dropped before, since its caller has left, is counted
+/// and logged as well.
+struct Answering<'a> {
+    server: &'a Server,
+    head: access::Head,
+    started: Instant,
+    trace: Trace,
+    ended: bool,
+}
+
+/// What the access log says in place of the status that was not sent, as nginx does.
+const CANCELLED_STATUS: u16 = 499;
+
+impl Answering<'_> {
+    fn end(&mut self, response: &mut Response<Body>) {
+        self.ended = true;
+        let Answering { server, head, started, trace, .. } = self;
+        if let Some(function) = &trace.function {
+            let telemetry = Arc::clone(&server.functions.telemetry);
+            response.body_mut().watch(telemetry, function, &head.request_id);
+        }
+        server.count(trace, started.elapsed());
+        if let Some(access) = &server.access {
+            access.write(head, response, trace, started.elapsed());
+        }
+    }
+}
+
+impl Drop for Answering<'_> {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        let name = if std::thread::panicking() { "internal" } else { "cancelled" };
+        self.trace.error = Some((name.to_owned(), name));
+        let mut response = Response::new(Body::Whole(None));
+        *response.status_mut() = StatusCode::from_u16(CANCELLED_STATUS).expect("it has three digits");
+        self.end(&mut response);
     }
 }
 

@@ -4,7 +4,9 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
@@ -15,6 +17,15 @@ use crate::backend::vet::hex;
 #[derive(Clone, Debug)]
 pub struct Cache {
     root: PathBuf,
+    mounts: Arc<Mounts>,
+}
+
+/// This host's folder of mounts. It is stale once nobody holds its lock: a process id would say nothing to a host in
+/// another container.
+#[derive(Debug)]
+struct Mounts {
+    folder: PathBuf,
+    _lock: File,
 }
 
 /// A model file in the cache, under its digest.
@@ -22,7 +33,7 @@ pub struct Cache {
 pub struct StoredModel {
     pub path: PathBuf,
     pub weights: Option<PathBuf>,
-    /// SHA-256 in lower-case hex: of the file, or of model and weights one after the other.
+    /// SHA-256 in lower-case hex: of the file, or of the two digests of model and weights.
     pub digest: String,
     /// Bytes of model and weights together.
     pub size: u64,
@@ -37,6 +48,8 @@ pub enum CacheError {
     TooLarge { path: PathBuf, limit_mib: u64 },
     #[error("cannot write to the cache `{path}`: {source}; free some space or set `cache.dir` in host.toml")]
     Write { path: PathBuf, source: io::Error },
+    #[error("nothing in the cache can be trusted while {whose}; `{command}` mends that")]
+    Untrusted { whose: String, command: String },
 }
 
 impl Cache {
@@ -48,17 +61,14 @@ impl Cache {
         let write = |source| CacheError::Write { path: root.to_owned(), source };
         make_private(root).map_err(write)?;
         let root = root.canonicalize().map_err(write)?;
-        let mode = fs::metadata(&root).map_err(write)?.mode();
-        if mode & 0o022 != 0 {
-            let reason = "others may write to it, so nothing in it can be trusted (`chmod go-w` mends that)";
-            return Err(write(io::Error::other(reason)));
-        }
-        let cache = Cache { root };
-        for folder in [cache.models(), cache.compiled(), cache.derived(), cache.verdicts(), cache.mounts()] {
+        trusted(&root)?;
+        for name in FOLDERS {
+            let folder = root.join(name);
             make_private(&folder).map_err(|source| CacheError::Write { path: folder.clone(), source })?;
         }
-        cache.remove_stale_mounts();
-        Ok(cache)
+        let mounts = root.join("mounts");
+        let mounts = Mounts::start(&mounts).map_err(|source| CacheError::Write { path: mounts, source })?;
+        Ok(Cache { root, mounts: Arc::new(mounts) })
     }
 
     /// What backends derive from models.
@@ -85,10 +95,6 @@ impl Cache {
         self.root.join("models")
     }
 
-    fn mounts(&self) -> PathBuf {
-        self.root.join("mounts")
-    }
-
     /// Copies a model into the cache, sharing its blocks where the file system can. Whatever becomes of the
     /// author's file later, what is served does not change. A file that was copied before and has not changed
     /// since, by its size, time and inode, is not read again.
@@ -112,15 +118,14 @@ impl Cache {
             return Ok(stored);
         }
         let write = |source| CacheError::Write { path: self.models(), source };
-        let mut hash = Sha256::new();
+        let mut digests = Vec::new();
         let mut copies = Vec::new();
         for path in &files {
-            copies.push(copy(path, &self.models(), limit_bytes, &mut hash)?);
+            let (copy, digest) = copy(path, &self.models(), limit_bytes)?;
+            copies.push(copy);
+            digests.push(digest);
         }
-        if let [model, _] = copies.as_slice() {
-            hash.update(model.as_file().metadata().map_err(write)?.len().to_le_bytes());
-        }
-        let digest = hex(&hash.finalize());
+        let digest = digest_of(&digests);
         let stored = self.stored(&digest, weights.is_some(), size);
         for (copy, path) in copies.into_iter().zip(std::iter::once(&stored.path).chain(&stored.weights)) {
             copy.persist(path).map_err(|error| write(error.error))?;
@@ -144,13 +149,8 @@ impl Cache {
             let path = PathBuf::from("the guest's model");
             return Err(CacheError::TooLarge { path, limit_mib: limit_bytes >> 20 });
         }
-        let mut hash = Sha256::new();
-        parts.iter().for_each(|part| hash.update(part));
-        if let [model, _] = parts {
-            // Where the one ends and the other begins: the same bytes cut elsewhere are another model.
-            hash.update((model.as_ref().len() as u64).to_le_bytes());
-        }
-        let stored = self.stored(&hex(&hash.finalize()), parts.len() > 1, size);
+        let digests: Vec<_> = parts.iter().map(Sha256::digest).collect();
+        let stored = self.stored(&digest_of(&digests), parts.len() > 1, size);
         let write = |source| CacheError::Write { path: self.models(), source };
         for (part, path) in parts.iter().zip(std::iter::once(&stored.path).chain(&stored.weights)) {
             let mut file = tempfile::NamedTempFile::new_in(self.models()).map_err(write)?;
@@ -184,9 +184,9 @@ impl Cache {
     /// # Errors
     /// Where a file can neither be linked nor copied.
     pub fn mount(&self, files: &[(PathBuf, String)]) -> Result<tempfile::TempDir, CacheError> {
-        let write = |source| CacheError::Write { path: self.mounts(), source };
-        let prefix = format!("{}-", std::process::id());
-        let folder = tempfile::Builder::new().prefix(&prefix).tempdir_in(self.mounts()).map_err(write)?;
+        let mounts = &self.mounts.folder;
+        let write = |source| CacheError::Write { path: mounts.clone(), source };
+        let folder = tempfile::Builder::new().prefix("mount-").tempdir_in(mounts).map_err(write)?;
         for (source, destination) in files {
             let target = folder.path().join(destination.trim_start_matches('/'));
             if let Some(parent) = target.parent() {
@@ -199,18 +199,87 @@ impl Cache {
         }
         Ok(folder)
     }
+}
 
-    /// Removes the folders of hosts that were killed.
-    fn remove_stale_mounts(&self) {
-        for entry in fs::read_dir(self.mounts()).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let pid = name.to_str().and_then(|name| name.split_once('-')).map(|(pid, _)| pid.to_owned());
-            if let Some(pid) = pid
-                && !Path::new("/proc").join(pid).exists()
-            {
-                let _ = fs::remove_dir_all(entry.path());
+/// The name of the lock in a host's folder of mounts, and beside those folders.
+const LOCK: &str = "lock";
+
+impl Mounts {
+    /// Removes what hosts that are gone left in `root`, and makes a folder for this one.
+    fn start(root: &Path) -> io::Result<Mounts> {
+        // Whoever looks for stale folders must not see one that is made but not locked yet.
+        let _turn = locked(&root.join(LOCK), FlockOperation::LockExclusive)?;
+        for entry in fs::read_dir(root)?.flatten() {
+            let folder = entry.path();
+            if folder.is_dir() && is_stale(&folder) {
+                let _ = fs::remove_dir_all(folder);
             }
         }
+        let folder = tempfile::Builder::new().prefix("host-").tempdir_in(root)?.keep();
+        let lock = locked(&folder.join(LOCK), FlockOperation::NonBlockingLockExclusive)?;
+        Ok(Mounts { folder, _lock: lock })
+    }
+}
+
+impl Drop for Mounts {
+    fn drop(&mut self) {
+        // What a revision still has mounted goes with the revision; what is left then, the next host removes.
+        let _ = fs::remove_file(self.folder.join(LOCK));
+        let _ = fs::remove_dir(&self.folder);
+    }
+}
+
+/// The file, made if need be, with a lock that lasts until it is closed, also by the end of the process.
+fn locked(path: &Path, operation: FlockOperation) -> io::Result<File> {
+    let file = File::options().create(true).truncate(false).write(true).open(path)?;
+    flock(&file, operation)?;
+    Ok(file)
+}
+
+/// Whether no host lives that made the folder.
+fn is_stale(folder: &Path) -> bool {
+    let lock = File::options().write(true).open(folder.join(LOCK));
+    match lock {
+        Ok(lock) => flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok(),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
+}
+
+/// What the cache keeps, a folder each.
+const FOLDERS: [&str; 6] = ["compiled", "derived", "libraries", "models", "mounts", "verdicts"];
+
+/// Whether only this user can have written what lies in the cache at `root`, as far as it is there.
+///
+/// # Errors
+/// Where a folder of it belongs to another user, or others may write to it.
+pub fn trusted(root: &Path) -> Result<(), CacheError> {
+    let own = rustix::process::geteuid().as_raw();
+    for folder in std::iter::once(root.to_owned()).chain(FOLDERS.map(|name| root.join(name))) {
+        let metadata = match fs::metadata(&folder) {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(source) => return Err(CacheError::Read { path: folder, source }),
+        };
+        let path = folder.display();
+        let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
+        if owner != own {
+            let whose = format!("`{path}` belongs to user {owner} and the host runs as user {own}");
+            return Err(CacheError::Untrusted { whose, command: format!("chown -R {own} {path}") });
+        }
+        if mode & 0o022 != 0 {
+            let whose = format!("others may write to `{path}` (its mode is {mode:o})");
+            return Err(CacheError::Untrusted { whose, command: format!("chmod go-w {path}") });
+        }
+    }
+    Ok(())
+}
+
+/// The digest of a model: that of its one file, or that of the digests of its files, so that the same bytes cut
+/// elsewhere are another model.
+fn digest_of(digests: &[impl AsRef<[u8]>]) -> String {
+    match digests {
+        [only] => hex(only.as_ref()),
+        _ => hex(&digests.iter().fold(Sha256::new(), |hash, digest| hash.chain_update(digest)).finalize()),
     }
 }
 
@@ -245,7 +314,9 @@ impl Seen {
 }
 
 fn fingerprint(seen: &[Seen]) -> String {
-    hex(&Sha256::digest(serde_json::to_vec(seen).expect("paths and numbers are JSON")))
+    // Counts the ways in which digests were made.
+    const WAY: u8 = 2;
+    hex(&Sha256::digest(serde_json::to_vec(&(WAY, seen)).expect("paths and numbers are JSON")))
 }
 
 /// Copies a file next to its final place, hashing it on the way.
@@ -253,8 +324,7 @@ fn copy(
     path: &Path,
     folder: &Path,
     limit_bytes: u64,
-    hash: &mut Sha256,
-) -> Result<tempfile::NamedTempFile, CacheError> {
+) -> Result<(tempfile::NamedTempFile, impl AsRef<[u8]> + use<>), CacheError> {
     let read = |source| CacheError::Read { path: path.to_owned(), source };
     let write = |source| CacheError::Write { path: folder.to_owned(), source };
     let mut source = File::open(path).map_err(read)?;
@@ -264,6 +334,7 @@ fn copy(
         // What was cloned is hashed, not what the author may be writing meanwhile.
         source = target.reopen().map_err(write)?;
     }
+    let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     let mut size = 0;
     loop {
@@ -281,10 +352,14 @@ fn copy(
         }
     }
     target.as_file().sync_all().map_err(write)?;
-    Ok(target)
+    Ok((target, hash.finalize()))
 }
 
-fn make_private(folder: &Path) -> io::Result<()> {
+/// Makes a folder that only this user may write, and those above it that are missing.
+///
+/// # Errors
+/// Where the system refuses.
+pub fn make_private(folder: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
@@ -349,5 +424,62 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), "seven");
         drop(mounted);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_others_may_write_is_not_trusted() {
+        use std::os::unix::fs::PermissionsExt;
+        let root = tempfile::tempdir().unwrap();
+        let cache = root.path().join("cache");
+        trusted(&cache).unwrap();
+        drop(Cache::open(&cache).unwrap());
+        let set = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        for (folder, mode) in [(".", 0o770), ("libraries", 0o775), ("derived", 0o702), ("models", 0o777)] {
+            let folder: PathBuf = cache.join(folder).components().collect();
+            set(&folder, mode);
+            let error = Cache::open(&cache).unwrap_err().to_string();
+            assert!(error.contains("others may write to") && error.contains("`chmod go-w "), "{error}");
+            assert!(error.contains(&folder.display().to_string()), "{error}");
+            set(&folder, 0o755);
+        }
+        drop(Cache::open(&cache).unwrap());
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(cache.join("compiled"), Some(12345), None).unwrap();
+            let error = Cache::open(&cache).unwrap_err().to_string();
+            assert!(error.contains("belongs to user 12345") && error.contains("`chown -R 0 "), "{error}");
+        }
+    }
+
+    #[test]
+    fn mounts_of_hosts_that_live_stay() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("labels.txt");
+        fs::write(&file, "seven").unwrap();
+        let files = [(file, "labels.txt".to_owned())];
+        // What killed hosts left: one had a lock, the other none.
+        let mounts = root.path().join("cache/mounts");
+        let left = [mounts.join("host-gone"), mounts.join("1-gone")];
+        for folder in &left {
+            fs::create_dir_all(folder.join("mount-1")).unwrap();
+            fs::write(folder.join("mount-1/labels.txt"), "six").unwrap();
+        }
+        fs::write(left[0].join(LOCK), "").unwrap();
+        for folder in [mounts.parent().unwrap(), &mounts] {
+            let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+            fs::set_permissions(folder, private).unwrap();
+        }
+        let one = Cache::open(&root.path().join("cache")).unwrap();
+        assert!(!left[0].exists() && !left[1].exists());
+        let mounted = one.mount(&files).unwrap();
+        let other = Cache::open(&root.path().join("cache")).unwrap();
+        assert_eq!(fs::read_to_string(mounted.path().join("labels.txt")).unwrap(), "seven");
+        // A revision may outlive its host by a moment.
+        drop(one);
+        assert!(mounted.path().join("labels.txt").exists());
+        drop(mounted);
+        drop(other);
+        drop(Cache::open(&root.path().join("cache")).unwrap());
+        let left: Vec<_> = fs::read_dir(&mounts).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, [LOCK]);
     }
 }

@@ -172,3 +172,76 @@ impl Drop for RaiseOnDrop {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::sync::mpsc;
+
+    use super::super::Signature;
+    use super::*;
+
+    /// Tells when a run began, and ends it when told so.
+    struct Held {
+        signature: Signature,
+        began: Mutex<mpsc::Sender<()>>,
+        end: Mutex<mpsc::Receiver<()>>,
+    }
+
+    impl Graph for Held {
+        fn signature(&self) -> &Signature {
+            &self.signature
+        }
+
+        fn run(&self, inputs: Vec<Tensor>, _: &Cancel) -> Result<Vec<Tensor>, InferError> {
+            self.began.lock().unwrap().send(()).unwrap();
+            self.end.lock().unwrap().recv().unwrap();
+            Ok(inputs)
+        }
+    }
+
+    #[tokio::test]
+    async fn what_has_no_place_in_the_queue_is_told_so() {
+        let ((began, has_begun), (end, ended)) = (mpsc::channel(), mpsc::channel());
+        let (began, ended) = (Mutex::new(began), Mutex::new(ended));
+        let graph: Arc<dyn Graph> = Arc::new(Held { signature: Signature::default(), began, end: ended });
+        let pool = Pool::start(1, 1).unwrap();
+        let run = || pool.run(Arc::clone(&graph), Vec::new(), Arc::default(), ());
+        let (mut running, mut queued) = (pin!(run()), pin!(run()));
+        assert!(
+            std::future::poll_fn(|cx| std::task::Poll::Ready(running.as_mut().poll(cx))).await.is_pending()
+        );
+        has_begun.recv().unwrap();
+        assert!(
+            std::future::poll_fn(|cx| std::task::Poll::Ready(queued.as_mut().poll(cx))).await.is_pending()
+        );
+        assert_eq!(run().await.unwrap_err(), QueueFull);
+        for _ in 0..2 {
+            end.send(()).unwrap();
+        }
+        running.await.unwrap().unwrap();
+        queued.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn its_threads_have_the_stack_that_models_are_tried_on() {
+        /// Takes most of the stack.
+        struct Deep(Signature);
+
+        impl Graph for Deep {
+            fn signature(&self) -> &Signature {
+                &self.0
+            }
+
+            fn run(&self, inputs: Vec<Tensor>, _: &Cancel) -> Result<Vec<Tensor>, InferError> {
+                let taken = [0_u8; STACK_BYTES / 8 * 7];
+                std::hint::black_box(&taken);
+                Ok(inputs)
+            }
+        }
+
+        let pool = Pool::start(1, 1).unwrap();
+        let graph = Arc::new(Deep(Signature::default()));
+        pool.run(graph, Vec::new(), Arc::default(), ()).await.unwrap().unwrap();
+    }
+}

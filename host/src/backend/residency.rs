@@ -296,7 +296,8 @@ impl Residency {
         let evicted = {
             let mut entries = self.lock();
             let mut used: u64 = entries.values().map(Entry::cost_bytes).sum();
-            let evictable: u64 = entries.values().filter_map(Entry::unused).map(|unused| unused.cost_bytes).sum();
+            let evictable: u64 =
+                entries.values().filter_map(Entry::unused).map(|unused| unused.cost_bytes).sum();
             if used - evictable + cost_bytes > self.bounds.budget_bytes {
                 return Err(self.over_budget(used - evictable, cost_bytes));
             }

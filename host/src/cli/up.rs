@@ -151,7 +151,8 @@ fn announce(host: &Host, app: &Manifest, progress: &Progress) {
     for function in &snapshot.functions {
         for model in &function.revision.models {
             let where_to = format!("on {} ({})", model.backend, model.target);
-            progress.say("Model", format!("{} of {} {where_to}: {}", model.name, function.name, model.signature));
+            progress
+                .say("Model", format!("{} of {} {where_to}: {}", model.name, function.name, model.signature));
         }
     }
     if let Some(admin) = host.admin {

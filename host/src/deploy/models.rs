@@ -21,6 +21,8 @@ pub struct Intake {
     pub cache: Cache,
     pub backends: Backends,
     pub vetting: Vetting,
+    /// What graphs may take in memory together.
+    budget_bytes: u64,
     trying: Semaphore,
 }
 
@@ -45,14 +47,20 @@ struct Wishes {
 }
 
 impl Intake {
-    pub fn new(config: Arc<Config>, cache: Cache, backends: Backends, vetting: Vetting) -> Intake {
-        Intake { config, cache, backends, vetting, trying: Semaphore::new(CHILDREN) }
+    pub fn new(
+        config: Arc<Config>,
+        cache: Cache,
+        backends: Backends,
+        vetting: Vetting,
+        budget_bytes: u64,
+    ) -> Intake {
+        Intake { config, cache, backends, vetting, budget_bytes, trying: Semaphore::new(CHILDREN) }
     }
 
     /// Takes in a model that a manifest declares.
     ///
     /// # Errors
-    /// Where it cannot be kept, no backend serves it, or the backend refuses it.
+    /// Where it cannot be kept, no backend serves it, the backend refuses it, or it could never be in memory.
     pub async fn admit(&self, declared: &manifest::Model) -> Result<Admitted, ModelError> {
         let cache = self.cache.clone();
         let (path, weights) = (declared.path.clone(), declared.weights.clone());
@@ -78,7 +86,15 @@ impl Intake {
             concurrency: declared.concurrency,
             idle_timeout_s: declared.idle_timeout_s,
         };
-        self.vetted(stored, wishes).await
+        let admitted = self.vetted(stored, wishes).await?;
+        if admitted.model.cost_bytes > self.budget_bytes {
+            return Err(ModelError::OverBudget {
+                needed_mib: admitted.model.cost_bytes.div_ceil(1 << 20),
+                budget_mib: self.budget_bytes >> 20,
+                concurrency: admitted.model.file.concurrency,
+            });
+        }
+        Ok(admitted)
     }
 
     /// What takes in models that guests bring; absent unless the operator allows that.
@@ -124,7 +140,8 @@ impl Intake {
         let verdict = verdict.map_err(|source| ModelError::Vet { backend: backend.name(), source })?;
         let idle_timeout_s = wishes.idle_timeout_s.unwrap_or(self.config.models.idle_timeout_s);
         let idle_timeout = Duration::from_secs(idle_timeout_s);
-        let model = Model { file, backend, idle_timeout, cost_bytes: verdict.cost_bytes };
+        let cost_bytes = verdict.total_bytes(file.concurrency);
+        let model = Model { file, backend, idle_timeout, cost_bytes };
         Ok(Admitted { model, signature: verdict.signature })
     }
 

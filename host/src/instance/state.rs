@@ -69,15 +69,7 @@ impl State {
         table.set_max_capacity(handles);
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(FIELDS);
-        Ok(State {
-            table,
-            limits,
-            nn,
-            wasi: wasi.build(),
-            http,
-            egress: Egress,
-            grants: Arc::clone(grants),
-        })
+        Ok(State { table, limits, nn, wasi: wasi.build(), http, egress: Egress, grants: Arc::clone(grants) })
     }
 }
 

@@ -53,9 +53,10 @@ impl models::HostModel for State {
         if !self.limits.charge(total) {
             return Ok(Err(models::Error { code: ErrorCode::TooLarge, message: OVER_MEMORY.to_owned() }));
         }
-        let named = names.into_iter().zip(outputs).map(|(name, output)| {
-            Ok(NamedTensor { name, tensor: self.table.push(HostTensor(output))? })
-        });
+        let named = names
+            .into_iter()
+            .zip(outputs)
+            .map(|(name, output)| Ok(NamedTensor { name, tensor: self.table.push(HostTensor(output))? }));
         Ok(Ok(named.collect::<wasmtime::Result<_>>()?))
     }
 

@@ -14,13 +14,32 @@ use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::status::{AnswerError, Problem};
+use crate::function::Function;
 use crate::function::route::StaticResponse;
 use crate::instance::http::{HttpError, ResponseBody};
+use crate::telemetry::Telemetry;
 
 /// A response's body: known whole, or still coming from a guest.
 pub enum Body {
     Whole(Option<Bytes>),
-    Guest { body: ResponseBody, left: usize },
+    Guest { body: ResponseBody, left: usize, watch: Option<Watch> },
+}
+
+/// Whose body it is, should it break off.
+pub struct Watch {
+    telemetry: Arc<Telemetry>,
+    function: Arc<Function>,
+    request_id: String,
+}
+
+impl Watch {
+    /// The head was counted and logged as the answer that it was: what went wrong since is told here.
+    fn broken(&self, error: &BrokenBody) {
+        let Watch { telemetry, function, request_id } = self;
+        telemetry.error(&function.metrics, error.name());
+        let (function, request_id) = (function.name.as_str(), request_id.as_str());
+        tracing::warn!(function, request_id, error = error.name(), "{error}");
+    }
 }
 
 /// Why a body broke off after its head was sent.
@@ -30,6 +49,26 @@ pub enum BrokenBody {
     Guest(HttpError),
     #[error("the function's answer is longer than it may be")]
     TooLarge,
+}
+
+impl BrokenBody {
+    /// The name for metrics.
+    fn name(&self) -> &'static str {
+        match self {
+            BrokenBody::Guest(_) => "guest-broke-off",
+            BrokenBody::TooLarge => "guest-bad-reply",
+        }
+    }
+}
+
+impl Body {
+    /// Has it counted and logged when the guest breaks it off.
+    pub fn watch(&mut self, telemetry: Arc<Telemetry>, function: &Arc<Function>, request_id: &str) {
+        if let Body::Guest { watch, .. } = self {
+            let (function, request_id) = (Arc::clone(function), request_id.to_owned());
+            *watch = Some(Watch { telemetry, function, request_id });
+        }
+    }
 }
 
 impl HttpBody for Body {
@@ -42,13 +81,17 @@ impl HttpBody for Body {
     ) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
         match self.get_mut() {
             Body::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Body::Guest { body, left } => Pin::new(body).poll_frame(context).map(|frame| {
-                frame.map(|frame| {
-                    let frame = frame.map_err(BrokenBody::Guest)?;
+            Body::Guest { body, left, watch } => Pin::new(body).poll_frame(context).map(|frame| {
+                let frame = frame?.map_err(BrokenBody::Guest).and_then(|frame| {
                     let length = frame.data_ref().map_or(0, Bytes::len);
                     *left = left.checked_sub(length).ok_or(BrokenBody::TooLarge)?;
                     Ok(frame)
-                })
+                });
+                // Once: whoever is told of an error asks no further.
+                if let (Err(error), Some(watch)) = (&frame, watch.take_if(|_| frame.is_err())) {
+                    watch.broken(error);
+                }
+                Some(frame)
             }),
         }
     }
@@ -107,7 +150,7 @@ pub fn fixed(answer: &Arc<StaticResponse>) -> Response<Body> {
     response
 }
 
-/// How many bytes of request bodies the host holds at once, over all requests.
+/// How many bytes of request bodies, and of tensors read from them, the host holds at once, over all requests.
 pub struct Budget(Arc<Semaphore>);
 
 /// Bytes are counted in pages, since a semaphore counts to 2^29 on 32-bit machines.
@@ -120,8 +163,43 @@ pub struct Collected {
 }
 
 /// A part of the budget, given back when dropped.
-#[derive(Default)]
-pub struct Share(Option<OwnedSemaphorePermit>);
+pub struct Share {
+    budget: Arc<Semaphore>,
+    pages: Option<OwnedSemaphorePermit>,
+    bytes: usize,
+}
+
+impl Share {
+    /// Takes room for so many bytes more.
+    ///
+    /// # Errors
+    /// Where the budget has none.
+    pub fn grow(&mut self, more: usize) -> Result<(), AnswerError> {
+        let bytes = self.bytes.saturating_add(more);
+        let have = self.pages.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let pages = bytes.div_ceil(PAGE).saturating_sub(have);
+        if pages > 0 {
+            let pages = u32::try_from(pages).map_err(|_| AnswerError::Overloaded)?;
+            let budget = Arc::clone(&self.budget);
+            let pages = budget.try_acquire_many_owned(pages).map_err(|_| AnswerError::Overloaded)?;
+            match &mut self.pages {
+                Some(held) => held.merge(pages),
+                None => self.pages = Some(pages),
+            }
+        }
+        self.bytes = bytes;
+        Ok(())
+    }
+
+    /// Gives back the room of so many bytes that are not held any more.
+    pub fn shrink(&mut self, less: usize) {
+        self.bytes = self.bytes.saturating_sub(less);
+        if let Some(held) = &mut self.pages {
+            let spare = held.num_permits().saturating_sub(self.bytes.div_ceil(PAGE));
+            drop(held.split(spare));
+        }
+    }
+}
 
 impl Budget {
     pub fn new(bytes: usize) -> Budget {
@@ -143,7 +221,7 @@ impl Budget {
         if announced.is_some_and(|announced| announced > limit) {
             return Err(AnswerError::TooLarge(limit));
         }
-        let mut share = Share::default();
+        let mut share = self.share();
         // What was announced may never come: memory is taken for what did.
         let first = announced.unwrap_or(PAGE).min(64 << 10);
         let mut bytes = BytesMut::with_capacity(headroom.len() + first);
@@ -156,7 +234,7 @@ impl Budget {
                 if bytes.len() - headroom.len() + data.len() > limit {
                     return Err(AnswerError::TooLarge(limit));
                 }
-                self.extend(&mut share, bytes.len() + data.len())?;
+                share.grow(data.len())?;
                 bytes.extend_from_slice(data);
             }
             Ok(())
@@ -167,18 +245,30 @@ impl Budget {
         Ok(Collected { bytes: bytes.freeze(), share })
     }
 
-    fn extend(&self, Share(share): &mut Share, total: usize) -> Result<(), AnswerError> {
-        let have = share.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let more = total.div_ceil(PAGE).saturating_sub(have);
-        if more == 0 {
-            return Ok(());
-        }
-        let more = u32::try_from(more).map_err(|_| AnswerError::Overloaded)?;
-        let more = Arc::clone(&self.0).try_acquire_many_owned(more).map_err(|_| AnswerError::Overloaded)?;
-        match share {
-            Some(share) => share.merge(more),
-            None => *share = Some(more),
-        }
-        Ok(())
+    fn share(&self) -> Share {
+        Share { budget: Arc::clone(&self.0), pages: None, bytes: 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_takes_what_it_holds_and_no_more() {
+        let budget = Budget::new(10 * PAGE);
+        let mut share = budget.share();
+        share.grow(1).unwrap();
+        share.grow(PAGE - 1).unwrap();
+        assert_eq!(budget.0.available_permits(), 9);
+        share.grow(8 * PAGE + 1).unwrap();
+        assert_eq!(budget.0.available_permits(), 0);
+        share.grow(PAGE - 1).unwrap();
+        assert!(matches!(share.grow(1), Err(AnswerError::Overloaded)));
+        share.shrink(9 * PAGE);
+        assert_eq!(budget.0.available_permits(), 9);
+        assert!(matches!(share.grow(usize::MAX), Err(AnswerError::Overloaded)));
+        drop(share);
+        assert_eq!(budget.0.available_permits(), 10);
     }
 }

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{CONNECTION, EXPECT, HOST, HeaderName};
-use http::{HeaderValue, Request, Response};
+use http::uri::Authority;
+use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use tokio::time::Sleep;
@@ -22,7 +23,7 @@ use crate::instance::http::{HttpError, RequestBody};
 /// The request as the guest gets it.
 ///
 /// # Errors
-/// Where the body is announced to be too long, or does not begin to come.
+/// Where the body is announced to be too long, or does not begin to come, or the host that is asked for is not one.
 pub async fn prepare(
     request: Request<Incoming>,
     matched: &Matched<'_>,
@@ -36,6 +37,7 @@ pub async fn prepare(
         return Err(AnswerError::TooLarge(limit));
     }
     let (mut parts, mut body) = request.into_parts();
+    check_host(&parts.headers)?;
     spin_headers::set(&mut parts, matched, client);
     parts.headers.remove(CONNECTION);
     // HTTP/1.0 callers need not send one, but wasi:http has no request without an authority.
@@ -49,9 +51,20 @@ pub async fn prepare(
         Some(_) => first_frame(&mut body, body_read).await?,
         None => None,
     };
-    let late = Box::pin(tokio::time::sleep(body_read));
-    let body = Bounded { first, body, left: limit, late };
+    let body = Bounded { first, body, left: limit, wait: body_read, late: None };
     Ok(Request::from_parts(parts, body.boxed_unsync()))
+}
+
+/// At most one, and of a form that a guest can be told. An empty one is what a URI without an authority calls for.
+fn check_host(headers: &HeaderMap) -> Result<(), AnswerError> {
+    let mut hosts = headers.get_all(HOST).iter();
+    let first = hosts.next().map_or(&b""[..], HeaderValue::as_bytes);
+    if hosts.next().is_none() && (first.is_empty() || Authority::try_from(first).is_ok()) {
+        return Ok(());
+    }
+    Err(AnswerError::InvalidInput(
+        "the header `host` is not one name or address, with or without a port".to_owned(),
+    ))
 }
 
 async fn first_frame(body: &mut Incoming, wait: Duration) -> Result<Option<Frame<Bytes>>, AnswerError> {
@@ -84,7 +97,7 @@ pub async fn answer(
     if response.body().size_hint().lower() > left as u64 {
         return Err(AnswerError::ReplyTooLarge(left));
     }
-    Ok(response.map(|body| Body::Guest { body, left }))
+    Ok(response.map(|body| Body::Guest { body, left, watch: None }))
 }
 
 /// A request's body that fails when it is too long or too slow.
@@ -93,7 +106,9 @@ struct Bounded {
     first: Option<Frame<Bytes>>,
     body: Incoming,
     left: usize,
-    late: Pin<Box<Sleep>>,
+    /// How long it may take from when it is first waited for.
+    wait: Duration,
+    late: Option<Pin<Box<Sleep>>>,
 }
 
 impl HttpBody for Bounded {
@@ -108,8 +123,12 @@ impl HttpBody for Bounded {
             Some(first) => Poll::Ready(Some(Ok(first))),
             None => Pin::new(&mut self.body).poll_frame(context),
         };
-        if polled.is_pending() && self.late.as_mut().poll(context).is_ready() {
-            return Poll::Ready(Some(Err(HttpError::ConnectionReadTimeout)));
+        if polled.is_pending() {
+            let wait = self.wait;
+            let late = self.late.get_or_insert_with(|| Box::pin(tokio::time::sleep(wait)));
+            if late.as_mut().poll(context).is_ready() {
+                return Poll::Ready(Some(Err(HttpError::ConnectionReadTimeout)));
+            }
         }
         polled.map(|frame| {
             frame.map(|frame| {

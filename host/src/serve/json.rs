@@ -1,71 +1,50 @@
 //! JSON tensors in the form of the Open Inference Protocol, to and from typed calls.
 
-use bytes::Bytes;
-use half::{bf16, f16};
-use serde_json::{Map, Value, json};
+use serde::de::IgnoredAny;
+use serde_json::json;
 
-use crate::backend::Port;
-use crate::backend::validate::{self, shape_text};
-use crate::instance::typed::{Description, Parameter, Reply, Request};
+use crate::backend::{Port, validate};
+use crate::instance::typed::{Description, Request};
 use crate::tensor::{Datatype, Tensor, elements};
+
+mod data;
+mod reader;
+mod reply;
+mod take;
+
+pub use data::Room;
+pub use reply::{TooLong, reply};
+
+use reader::{Call, Entry, Field};
+
+/// Why a request's body is not a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// Says which input is wrong, and how.
+    Input(String),
+    /// There was no room for its tensors.
+    NoRoom,
+}
 
 /// A request's body as a typed call.
 ///
+/// What is held beside the body are the tensors, which take at most four times its length; `room` is asked for their
+/// bytes before memory is taken for them.
+///
 /// # Errors
-/// Says which input is wrong, and how.
-pub fn request(body: &[u8], description: &Description) -> Result<(Option<String>, Request), String> {
-    let body: Value =
-        serde_json::from_slice(body).map_err(|error| format!("the body is not JSON: {error}"))?;
-    let Value::Object(mut body) = body else {
-        return Err("the body is not a JSON object with `inputs`".to_owned());
-    };
-    let id = match body.remove("id") {
-        None => None,
-        Some(Value::String(id)) => Some(id),
-        Some(_) => return Err("`id` is not a string".to_owned()),
-    };
-    let Some(Value::Array(inputs)) = body.remove("inputs") else {
-        return Err("the body has no array `inputs`".to_owned());
-    };
-    let inputs = inputs.into_iter().map(input).collect::<Result<Vec<_>, _>>()?;
-    let inputs = in_order(inputs, description)?;
-    let parameters = match body.remove("parameters") {
-        None => Vec::new(),
-        Some(Value::Object(parameters)) => {
-            parameters.into_iter().map(parameter).collect::<Result<Vec<_>, _>>()?
+/// Says which input is wrong, and how, or that there is no room.
+pub fn request(
+    body: &[u8],
+    description: &Description,
+    room: &mut Room<'_>,
+) -> Result<(Option<String>, Request), Refused> {
+    read(body, description, room).map_err(|refused| {
+        if refused == Refused::NoRoom {
+            return refused;
         }
-        Some(_) => return Err("`parameters` is not an object".to_owned()),
-    };
-    let outputs = match body.remove("outputs") {
-        None => Vec::new(),
-        Some(Value::Array(outputs)) => outputs.iter().map(output_name).collect::<Result<Vec<_>, _>>()?,
-        Some(_) => return Err("`outputs` is not an array".to_owned()),
-    };
-    for name in &outputs {
-        if !description.signature.outputs.iter().any(|port| port.name == *name) {
-            return Err(format!(
-                "the function has no output `{name}`; it has {}",
-                names(&description.signature.outputs)
-            ));
-        }
-    }
-    Ok((id, Request { inputs, parameters, outputs }))
-}
-
-/// A typed reply as a body.
-pub fn reply(function: &str, id: Option<&str>, reply: &Reply) -> Vec<u8> {
-    let outputs: Vec<Value> = reply.outputs.iter().map(|(name, tensor)| output(name, tensor)).collect();
-    let mut body = Map::new();
-    body.insert("model_name".to_owned(), json!(function));
-    if let Some(id) = id {
-        body.insert("id".to_owned(), json!(id));
-    }
-    if !reply.parameters.is_empty() {
-        let parameters = reply.parameters.iter().map(|(name, value)| (name.clone(), parameter_value(value)));
-        body.insert("parameters".to_owned(), Value::Object(parameters.collect()));
-    }
-    body.insert("outputs".to_owned(), Value::Array(outputs));
-    serde_json::to_vec(&body).expect("a JSON value can be written")
+        // What is not JSON at all is told first, wherever in it the reader stopped.
+        serde_json::from_slice::<IgnoredAny>(body).err().map_or(refused, |error| not_json(&error))
+    })
 }
 
 /// A request of zeros that the function takes; nothing where its inputs have no rank or would be long.
@@ -99,174 +78,47 @@ pub fn in_order(
     Ok(signature.inputs.iter().map(|port| port.name.clone()).zip(ordered).collect())
 }
 
-fn names(ports: &[Port]) -> String {
-    let names: Vec<_> = ports.iter().map(|port| format!("`{}`", port.name)).collect();
-    names.join(", ")
+fn read(
+    body: &[u8],
+    description: &Description,
+    room: &mut Room<'_>,
+) -> Result<(Option<String>, Request), Refused> {
+    let Call { id, inputs, parameters, outputs, .. } = reader::call(body, room)?;
+    let inputs = inputs.into_iter().map(Entry::input).collect::<Result<Vec<_>, _>>()?;
+    let inputs = in_order(inputs, description).map_err(Refused::Input)?;
+    let parameters = parameters.into_iter().map(|(name, value)| match value {
+        Field::Is(value) => Ok((name, value)),
+        _ => Err(wrong(&format!("parameter `{name}` is not a string, number or boolean"))),
+    });
+    let parameters = parameters.collect::<Result<Vec<_>, _>>()?;
+    let outputs = outputs.into_iter().map(|name| output(name, description));
+    let outputs = outputs.collect::<Result<Vec<_>, _>>()?;
+    Ok((id.value(), Request { inputs, parameters, outputs }))
 }
 
-fn output_name(output: &Value) -> Result<String, String> {
-    let name = output.get("name").and_then(Value::as_str);
-    name.map(str::to_owned).ok_or_else(|| "an entry of `outputs` has no `name`".to_owned())
+fn wrong(what: &str) -> Refused {
+    Refused::Input(what.to_owned())
 }
 
-fn parameter((name, value): (String, Value)) -> Result<(String, Parameter), String> {
-    let value = match &value {
-        Value::Bool(value) => Some(Parameter::Bool(*value)),
-        Value::String(value) => Some(Parameter::Text(value.clone())),
-        Value::Number(number) => number
-            .as_i64()
-            .map(Parameter::Int64)
-            .or_else(|| number.as_u64().map(Parameter::Uint64))
-            .or_else(|| number.as_f64().map(Parameter::Double)),
-        _ => None,
-    };
-    match value {
-        Some(value) => Ok((name, value)),
-        None => Err(format!("parameter `{name}` is not a string, number or boolean")),
+fn not_json(error: &serde_json::Error) -> Refused {
+    Refused::Input(format!("the body is not JSON: {error}"))
+}
+
+fn output(name: Field<String>, description: &Description) -> Result<String, Refused> {
+    let name = name.value().ok_or_else(|| wrong("an entry of `outputs` has no `name`"))?;
+    let outputs = &description.signature.outputs;
+    if outputs.iter().any(|port| port.name == name) {
+        return Ok(name);
     }
-}
-
-fn parameter_value(value: &Parameter) -> Value {
-    match value {
-        Parameter::Bool(value) => json!(value),
-        Parameter::Int64(value) => json!(value),
-        Parameter::Uint64(value) => json!(value),
-        Parameter::Double(value) => json!(value),
-        Parameter::Text(value) => json!(value),
-    }
-}
-
-fn input(input: Value) -> Result<(String, Tensor), String> {
-    let Value::Object(mut input) = input else {
-        return Err("an entry of `inputs` is not an object".to_owned());
-    };
-    let Some(Value::String(name)) = input.remove("name") else {
-        return Err("an entry of `inputs` has no `name`".to_owned());
-    };
-    let wrong = |what: &str| format!("input `{name}`: {what}");
-    let Some(Value::String(datatype)) = input.remove("datatype") else {
-        return Err(wrong("there is no `datatype`, such as \"FP32\""));
-    };
-    let datatype = Datatype::from_name(&datatype).ok_or_else(|| {
-        wrong(&format!("there is no datatype `{datatype}`; FP32 and INT64 are two of them"))
-    })?;
-    let shape = input.remove("shape").and_then(|shape| serde_json::from_value::<Vec<u64>>(shape).ok());
-    let Some(shape) = shape else {
-        return Err(wrong("there is no `shape`, an array of numbers that are not negative"));
-    };
-    let shape: Vec<usize> = shape.into_iter().map(|dim| usize::try_from(dim).unwrap_or(usize::MAX)).collect();
-    let Some(data) = input.remove("data") else { return Err(wrong("there is no `data`")) };
-    let tensor = tensor(datatype, shape, &data).map_err(|error| wrong(&error))?;
-    Ok((name, tensor))
-}
-
-fn tensor(datatype: Datatype, shape: Vec<usize>, data: &Value) -> Result<Tensor, String> {
-    let expected = elements(&shape).map_err(|error| error.to_string())?;
-    let mut flat = Vec::new();
-    flatten(data, &mut flat)?;
-    if flat.len() != expected {
-        let shape: Vec<_> = shape.iter().copied().map(Some).collect();
-        return Err(format!(
-            "the shape {} takes {expected} elements, `data` has {}",
-            shape_text(&shape),
-            flat.len()
-        ));
-    }
-    if datatype == Datatype::Bytes {
-        let texts = flat.iter().map(|value| value.as_str().ok_or("an element is not a string"));
-        let texts = texts.collect::<Result<Vec<_>, _>>()?;
-        return Tensor::from_elements(shape, &texts).map_err(|error| error.to_string());
-    }
-    let mut bytes = Vec::with_capacity(expected * datatype.size().unwrap_or(1));
-    for (index, value) in flat.iter().enumerate() {
-        push(datatype, value, &mut bytes)
-            .ok_or_else(|| format!("element {index}, `{}`, is not a {datatype}", short(value)))?;
-    }
-    Tensor::new(datatype, shape, Bytes::from(bytes)).map_err(|error| error.to_string())
-}
-
-fn short(value: &Value) -> String {
-    let text = value.to_string();
-    text.chars().take(32).collect()
-}
-
-/// Elements in row-major order, whether the array is nested or flat.
-fn flatten<'a>(data: &'a Value, flat: &mut Vec<&'a Value>) -> Result<(), String> {
-    // Depth is bounded: the JSON reader refuses nesting beyond 128.
-    match data {
-        Value::Array(values) => values.iter().try_for_each(|value| flatten(value, flat)),
-        Value::Object(_) => Err("an element of `data` is an object".to_owned()),
-        value => {
-            flat.push(value);
-            Ok(())
-        }
-    }
-}
-
-/// Appends an element; `None` where the value is not of the type. Nothing is rounded into a type but floats.
-fn push(datatype: Datatype, value: &Value, bytes: &mut Vec<u8>) -> Option<()> {
-    let int = || value.as_i64();
-    let uint = || value.as_u64();
-    match datatype {
-        Datatype::Bool => bytes.push(u8::from(value.as_bool()?)),
-        Datatype::Uint8 => bytes.extend(u8::try_from(uint()?).ok()?.to_le_bytes()),
-        Datatype::Uint16 => bytes.extend(u16::try_from(uint()?).ok()?.to_le_bytes()),
-        Datatype::Uint32 => bytes.extend(u32::try_from(uint()?).ok()?.to_le_bytes()),
-        Datatype::Uint64 => bytes.extend(uint()?.to_le_bytes()),
-        Datatype::Int8 => bytes.extend(i8::try_from(int()?).ok()?.to_le_bytes()),
-        Datatype::Int16 => bytes.extend(i16::try_from(int()?).ok()?.to_le_bytes()),
-        Datatype::Int32 => bytes.extend(i32::try_from(int()?).ok()?.to_le_bytes()),
-        Datatype::Int64 => bytes.extend(int()?.to_le_bytes()),
-        Datatype::Fp16 => bytes.extend(f16::from_f64(value.as_f64()?).to_le_bytes()),
-        Datatype::Bf16 => bytes.extend(bf16::from_f64(value.as_f64()?).to_le_bytes()),
-        #[expect(clippy::cast_possible_truncation, reason = "FP32 is what the caller asked for")]
-        Datatype::Fp32 => bytes.extend((value.as_f64()? as f32).to_le_bytes()),
-        Datatype::Fp64 => bytes.extend(value.as_f64()?.to_le_bytes()),
-        Datatype::Bytes => return None,
-    }
-    Some(())
-}
-
-fn output(name: &str, tensor: &Tensor) -> Value {
-    json!({
-        "name": name,
-        "datatype": tensor.datatype().name(),
-        "shape": tensor.shape(),
-        "data": data(tensor),
-    })
-}
-
-/// The elements as JSON. What JSON cannot say, an infinity or NaN, is null.
-fn data(tensor: &Tensor) -> Value {
-    fn each<const N: usize>(data: &[u8], value: impl Fn([u8; N]) -> Value) -> Value {
-        let (chunks, _) = data.as_chunks::<N>();
-        Value::Array(chunks.iter().map(|chunk| value(*chunk)).collect())
-    }
-    let bytes = tensor.data();
-    match tensor.datatype() {
-        Datatype::Bool => each(bytes, |[byte]: [u8; 1]| json!(byte != 0)),
-        Datatype::Uint8 => each(bytes, |byte| json!(u8::from_le_bytes(byte))),
-        Datatype::Uint16 => each(bytes, |chunk| json!(u16::from_le_bytes(chunk))),
-        Datatype::Uint32 => each(bytes, |chunk| json!(u32::from_le_bytes(chunk))),
-        Datatype::Uint64 => each(bytes, |chunk| json!(u64::from_le_bytes(chunk))),
-        Datatype::Int8 => each(bytes, |byte| json!(i8::from_le_bytes(byte))),
-        Datatype::Int16 => each(bytes, |chunk| json!(i16::from_le_bytes(chunk))),
-        Datatype::Int32 => each(bytes, |chunk| json!(i32::from_le_bytes(chunk))),
-        Datatype::Int64 => each(bytes, |chunk| json!(i64::from_le_bytes(chunk))),
-        Datatype::Fp16 => each(bytes, |chunk| json!(f16::from_le_bytes(chunk).to_f32())),
-        Datatype::Bf16 => each(bytes, |chunk| json!(bf16::from_le_bytes(chunk).to_f32())),
-        Datatype::Fp32 => each(bytes, |chunk| json!(f32::from_le_bytes(chunk))),
-        Datatype::Fp64 => each(bytes, |chunk| json!(f64::from_le_bytes(chunk))),
-        Datatype::Bytes => {
-            Value::Array(tensor.elements().map(|element| json!(String::from_utf8_lossy(element))).collect())
-        }
-    }
+    let names: Vec<_> = outputs.iter().map(|port| format!("`{}`", port.name)).collect();
+    Err(wrong(&format!("the function has no output `{name}`; it has {}", names.join(", "))))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::backend::Signature;
+    use crate::instance::typed::{Parameter, Reply};
 
     fn description() -> Description {
         let port = |name: &str, datatype, shape: &[Option<usize>]| Port {
@@ -281,7 +133,9 @@ mod tests {
     }
 
     fn check(body: &str, expected: Result<&str, &str>) {
-        let actual = request(body.as_bytes(), &description()).map(|(_, request)| format!("{request:?}"));
+        let actual = request(body.as_bytes(), &description(), &mut |_| true);
+        let actual =
+            actual.map(|(_, request)| format!("{request:?}")).map_err(|refused| format!("{refused:?}"));
         match (actual, expected) {
             (Ok(actual), Ok(expected)) => assert!(actual.contains(expected), "{actual}"),
             (Err(actual), Err(expected)) => assert!(actual.contains(expected), "{actual}"),
@@ -317,24 +171,146 @@ mod tests {
             &with(r#"{"name":"x","datatype":"int8","shape":[1,2],"data":[1,2]}"#),
             Err("no datatype `int8`"),
         );
+        check(&x("[1,2]", "[1,2],\"data\":[1,2]"), Err("duplicate field `data`"));
+        check(&x("[1,2]", "[1,{}]"), Err("is an object"));
+        check(&x(&format!("[{}1]", "1,".repeat(99)), "[1]"), Err("at most 16 dimensions"));
+        check(&x("[1,2]", "[1,2]").replace("\"7\"", "7"), Err("`id` is not a string"));
+        check(&x("[1,2]", "[1,2]").replace("{\"k\":3}", "3"), Err("`parameters` is not an object"));
+        check(&x("[1,2]", "[1,2]").replace("\"k\":3", "\"k\":[]"), Err("parameter `k` is not"));
+        check(&x("[1,2]", "[1,2]").replace("\"é\"", "7"), Err("input `s`: an element is not a string"));
+        check(&with("7"), Err("an entry of `inputs` is not an object"));
+        check(&with("{}"), Err("an entry of `inputs` has no `name`"));
+        check(&with(r#"{"name":"x","datatype":"INT8","shape":[1,2]}"#), Err("there is no `data`"));
         check("[]", Err("not a JSON object"));
+        check("7", Err("not a JSON object"));
+        check("{}", Err("no array `inputs`"));
+        check(r#"{"inputs":{}}"#, Err("no array `inputs`"));
+        check(r#"{"inputs":[],"inputs":[]}"#, Err("duplicate field `inputs`"));
+        check("{} {}", Err("not JSON"));
+        // What is not JSON is told before what does not fit.
+        check(r#"{"inputs":[7,{"#, Err("not JSON"));
+        check(&format!(r#"{{"inputs":{}"#, "[".repeat(100_000)), Err("not JSON"));
+        check(&x("[1,2]", &"[".repeat(100_000)), Err("not JSON"));
         check("{", Err("not JSON"));
         check(r#"{"inputs":[]}"#, Err("`x` is missing"));
+    }
+
+    #[test]
+    fn keys_may_come_in_any_order() {
+        let s = r#"{"data":["é"],"shape":[1],"name":"s","datatype":"BYTES"}"#;
+        let x = |data: &str| format!(r#"{{"shape":[1,2],"data":{data},"datatype":"INT8","name":"x"}}"#);
+        let body = |data: &str| format!(r#"{{"other":[{{}}],"inputs":[{s},{}],"outputs":[]}}"#, x(data));
+        let (_, call) = request(body("[[1],[-2]]").as_bytes(), &description(), &mut |_| true).unwrap();
+        let data: Vec<_> = call.inputs.iter().map(|(_, tensor)| tensor.data().as_ref()).collect();
+        assert_eq!(data, [b"\x01\xfe".as_slice(), b"\x02\0\0\0\xc3\xa9"]);
+        check(&body("[1,400]"), Err("input `x`: element 1, `400`, is not a INT8"));
+        check(&body("[1,2],\"data\":[1,2]"), Err("duplicate field `data`"));
+        check(&body("[1,2").replace("],\"datatype\"", ",\"datatype\""), Err("not JSON"));
+    }
+
+    #[test]
+    fn entries_are_bounded() {
+        let outputs = |count: usize| {
+            let names = vec![r#"{"name":"y"}"#; count].join(",");
+            format!(r#"{{"inputs":[],"outputs":[{names}]}}"#)
+        };
+        check(&outputs(256), Err("`x` is missing"));
+        check(&outputs(257), Err("more than 256 outputs"));
+        check(&format!(r#"{{"inputs":[{}7]}}"#, "{},".repeat(256)), Err("more than 256 inputs"));
+        let parameters: Vec<_> = (0..257).map(|index| format!("\"{index}\":1")).collect();
+        let body = format!(r#"{{"inputs":[],"parameters":{{{}}}}}"#, parameters.join(","));
+        check(&body, Err("more than 256 parameters"));
+    }
+
+    /// What is asked for is what is allocated, and it is not much more than the text.
+    #[test]
+    fn room_is_asked_for() {
+        let body = |shape: &str, datatype: &str, data: &str| {
+            format!(
+                r#"{{"inputs":[{{"name":"x","datatype":"{datatype}","shape":{shape},"data":[{data}]}}]}}"#
+            )
+        };
+        let asked = |body: &str| {
+            let mut asked = 0;
+            let _ = request(body.as_bytes(), &description(), &mut |more| {
+                asked += more;
+                true
+            });
+            asked
+        };
+        assert_eq!(asked(&body("[2]", "FP64", "1,2")), 16);
+        assert_eq!(asked(&body("[1000000000]", "FP64", "1,2")), 0, "so many cannot be in so short a text");
+        assert_eq!(asked(&body("[3]", "BYTES", r#""a","b","""#)), 24);
+        let long = "x".repeat(1 << 20);
+        assert_eq!(asked(&body("[1]", "BYTES", &format!("\"{long}\""))), 4 + (1 << 20));
+        let many = "0,".repeat(50_000);
+        let many = body("[50001]", "FP64", &format!("{many}0"));
+        assert!(asked(&many) <= 4 * many.len(), "{}", asked(&many));
+        for body in [&many, &body("[1]", "BYTES", &format!("\"{long}\""))] {
+            let refused = request(body.as_bytes(), &description(), &mut |more| more < 4096);
+            assert_eq!(refused.err(), Some(Refused::NoRoom));
+        }
+    }
+
+    #[test]
+    fn every_number_is_read_as_it_is_written() {
+        let read = |datatype: Datatype, data: &str| {
+            let mut description = description();
+            let port = Port { name: "x".to_owned(), datatype, shape: Some(vec![None]) };
+            description.signature.inputs = vec![port];
+            let shape = data.split(',').count();
+            let body = format!(
+                r#"{{"inputs":[{{"name":"x","datatype":"{datatype}","shape":[{shape}],"data":[{data}]}}]}}"#
+            );
+            let call = request(body.as_bytes(), &description, &mut |_| true);
+            call.map(|(_, request)| request.inputs[0].1.clone())
+        };
+        let kept = [
+            (Datatype::Bool, "true,false"),
+            (Datatype::Uint8, "0,255"),
+            (Datatype::Uint64, "0,18446744073709551615"),
+            (Datatype::Int64, "-9223372036854775808,9223372036854775807"),
+            (Datatype::Fp16, "0.5,-65504.0"),
+            (Datatype::Bf16, "-2.5,1.0"),
+            (Datatype::Fp32, "0.1,-0.25,16777216.0,1.1754944e-38,-0.0"),
+            (Datatype::Fp64, "51.2481783755054,5e-324,1.7976931348623157e+308"),
+            (Datatype::Bytes, r#""seven","","ß\"\n""#),
+        ];
+        for (datatype, data) in kept {
+            let outputs = vec![("x".to_owned(), read(datatype, data).unwrap())];
+            let body = reply("f", None, &Reply { outputs, ..Reply::default() }, 4096).unwrap();
+            let body = String::from_utf8(body).unwrap();
+            assert!(body.contains(&format!(r#"{{"data":[{data}],"datatype":"{datatype}""#)), "{body}");
+        }
+        for (datatype, data) in [
+            (Datatype::Bool, "1"),
+            (Datatype::Uint8, "-1"),
+            (Datatype::Uint64, "18446744073709551616"),
+            (Datatype::Int64, "9223372036854775808"),
+            (Datatype::Int64, "1.0"),
+            (Datatype::Fp32, "\"1\""),
+            (Datatype::Fp32, "true"),
+            (Datatype::Fp64, "null"),
+            (Datatype::Bytes, "null"),
+        ] {
+            assert!(matches!(read(datatype, data), Err(Refused::Input(_))), "{datatype} {data}");
+        }
     }
 
     #[test]
     fn replies_say_what_json_can() {
         let fp =
             |value: f32| Tensor::new(Datatype::Fp32, vec![1], value.to_le_bytes().to_vec().into()).unwrap();
-        let body = Reply {
-            outputs: vec![("y".to_owned(), fp(0.5)), ("n".to_owned(), fp(f32::NAN))],
+        let answer = Reply {
+            outputs: vec![("y".to_owned(), fp(0.1)), ("n".to_owned(), fp(f32::NAN))],
             parameters: vec![("k".to_owned(), Parameter::Bool(true))],
         };
-        let text = String::from_utf8(reply("app/f", Some("7"), &body)).unwrap();
-        let value: Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(value["id"], "7");
-        assert_eq!(value["outputs"][0]["data"], json!([0.5]));
-        assert_eq!(value["outputs"][1]["data"], json!([null]));
-        assert_eq!(value["parameters"]["k"], true);
+        let expected = r#"{"id":"7","model_name":"app/f","outputs":[{"data":[0.1],"datatype":"FP32","name":"y","shape":[1]},{"data":[null],"datatype":"FP32","name":"n","shape":[1]}],"parameters":{"k":true}}"#;
+        let body = reply("app/f", Some("7"), &answer, expected.len()).unwrap();
+        assert_eq!(String::from_utf8(body).unwrap(), expected);
+        assert_eq!(reply("app/f", Some("7"), &answer, expected.len() - 1), Err(TooLong));
+        let plain = Reply::default();
+        let body = String::from_utf8(reply("app/f", None, &plain, 64).unwrap()).unwrap();
+        assert_eq!(body, r#"{"model_name":"app/f","outputs":[]}"#);
     }
 }

@@ -1,4 +1,5 @@
-//! The end of a connection: the caller hears the last answer also where it is still sending.
+//! A connection's stream: the caller hears the last answer also where it is still sending, and an answer that nobody
+//! takes is not held forever.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -7,21 +8,44 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 /// How long the host goes on reading what a caller sends after its last answer.
 const LINGER: Duration = Duration::from_secs(1);
+
+/// Bytes that are read and forgotten in one go, before others have their turn.
+const LINGER_TURN: usize = 1 << 20;
 
 /// A stream that is read to its end before it is closed: a system that closes a socket with something unread in it
 /// takes back what it has sent, such as the answer that the body is too long.
 pub struct Lingering {
     stream: TcpStream,
+    /// How long a caller may take nothing of what is written.
+    stall: Duration,
+    stalled: Option<Pin<Box<Sleep>>>,
+    is_stalled: bool,
     late: Option<Pin<Box<Sleep>>>,
 }
 
 impl Lingering {
-    pub fn new(stream: TcpStream) -> Lingering {
-        Lingering { stream, late: None }
+    pub fn new(stream: TcpStream, stall: Duration) -> Lingering {
+        Lingering { stream, stall, stalled: None, is_stalled: false, late: None }
+    }
+
+    /// Fails where the stream has taken nothing for too long.
+    fn bounded<T>(&mut self, polled: Poll<io::Result<T>>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
+        if polled.is_ready() {
+            self.is_stalled = false;
+            return polled;
+        }
+        let stall = self.stall;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(stall)));
+        if !self.is_stalled {
+            stalled.as_mut().reset(Instant::now() + stall);
+            self.is_stalled = true;
+        }
+        ready!(stalled.as_mut().poll(context));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
@@ -41,7 +65,8 @@ impl AsyncWrite for Lingering {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.bounded(written, context)
     }
 
     fn poll_write_vectored(
@@ -49,7 +74,8 @@ impl AsyncWrite for Lingering {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.bounded(written, context)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -57,23 +83,86 @@ impl AsyncWrite for Lingering {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // What was written is the system's: a TCP stream has nothing to flush, and is always ready.
         Pin::new(&mut self.stream).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Lingering { stream, late } = &mut *self;
+        let Lingering { stream, late, .. } = &mut *self;
         if late.is_none() {
             ready!(Pin::new(&mut *stream).poll_shutdown(context))?;
         }
         let late = late.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
+        // First of all: who sends without a pause would not let it come to this below.
+        if late.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
         let mut scratch = [0; 4096];
-        loop {
+        for _ in 0..LINGER_TURN / scratch.len() {
             let mut buffer = ReadBuf::new(&mut scratch);
-            match Pin::new(&mut *stream).poll_read(context, &mut buffer) {
-                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
-                Poll::Ready(_) => return Poll::Ready(Ok(())),
-                Poll::Pending => return late.as_mut().poll(context).map(Ok),
+            match ready!(Pin::new(&mut *stream).poll_read(context, &mut buffer)) {
+                Ok(()) if !buffer.filled().is_empty() => {}
+                _ => return Poll::Ready(Ok(())),
             }
         }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A host's end with a bound of `stall`, and its caller's.
+    async fn pair(stall: Duration) -> (Lingering, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let caller = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (Lingering::new(listener.accept().await.unwrap().0, stall), caller)
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_nobody_takes_is_given_up() {
+        let stall = Duration::from_millis(100);
+        let (mut host, _caller) = pair(stall).await;
+        let begun = Instant::now();
+        let error = host.write_all(&vec![0; 64 << 20]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(begun.elapsed() >= stall);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_taken_slowly_goes_on() {
+        const ANSWER: usize = 32 << 20;
+        let (mut host, mut caller) = pair(Duration::from_millis(400)).await;
+        let begun = Instant::now();
+        let taken = async {
+            let (mut taken, mut buffer) = (0, vec![0; 4 << 20]);
+            while taken < ANSWER {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                taken += caller.read(&mut buffer).await.unwrap();
+            }
+        };
+        let answer = vec![0; ANSWER];
+        let (written, ()) = tokio::join!(host.write_all(&answer), taken);
+        written.unwrap();
+        assert!(begun.elapsed() >= Duration::from_millis(400), "each pause is shorter, all together are not");
+    }
+
+    #[tokio::test]
+    async fn who_never_stops_sending_does_not_hold_the_end_up() {
+        let (mut host, mut caller) = pair(Duration::from_secs(60)).await;
+        let sending = tokio::spawn(async move {
+            let some = vec![0; 1 << 20];
+            while caller.write_all(&some).await.is_ok() {}
+        });
+        let begun = Instant::now();
+        host.shutdown().await.unwrap();
+        assert!(begun.elapsed() >= LINGER && begun.elapsed() < LINGER * 4, "{:?}", begun.elapsed());
+        drop(host);
+        sending.await.unwrap();
     }
 }

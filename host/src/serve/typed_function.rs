@@ -8,6 +8,7 @@ use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
 use super::body::{self, Body, Budget, Collected, Share};
+use super::json::{Refused, TooLong};
 use super::status::AnswerError;
 use super::{Trace, deadline, is_post, json};
 use crate::function::{Function, Permit};
@@ -33,7 +34,7 @@ enum Form {
 /// # Errors
 /// Where the request is not one that the function takes.
 pub async fn read(
-    function: &Function,
+    function: &Arc<Function>,
     request: Request<Incoming>,
     bodies: &Budget,
     wait: Duration,
@@ -55,8 +56,35 @@ pub async fn read(
         return Err(unsupported(description, &media_type));
     }
     let collected = bodies.collect(request.into_body(), &[], limit, wait).await?;
-    let (id, request) = json::request(&collected.bytes, description).map_err(AnswerError::InvalidInput)?;
-    Ok(Call { request, form: Form::Json { id }, _share: collected.share })
+    let function = Arc::clone(function);
+    aside(collected.bytes.len(), move || from_json(collected, &function)).await
+}
+
+fn from_json(collected: Collected, function: &Function) -> Result<Call, AnswerError> {
+    let Collected { bytes, mut share } = collected;
+    let description = function.revision.description.as_ref().ok_or(AnswerError::Internal)?;
+    let read = json::request(&bytes, description, &mut |more| share.grow(more).is_ok());
+    let (id, request) = read.map_err(|refused| match refused {
+        Refused::Input(reason) => AnswerError::InvalidInput(reason),
+        Refused::NoRoom => AnswerError::Overloaded,
+    })?;
+    // From here on the tensors are held in place of the body.
+    share.shrink(bytes.len());
+    Ok(Call { request, form: Form::Json { id }, _share: share })
+}
+
+/// JSON and tensors beyond this many bytes are not worked on by an async thread, which others wait for.
+const LONG: usize = 256 << 10;
+
+/// Does work on so many bytes where it holds up nobody else.
+async fn aside<T: Send + 'static>(
+    bytes: usize,
+    work: impl FnOnce() -> Result<T, AnswerError> + Send + 'static,
+) -> Result<T, AnswerError> {
+    if bytes <= LONG {
+        return work();
+    }
+    tokio::task::spawn_blocking(work).await.map_err(|_| AnswerError::Internal)?
 }
 
 /// Calls the function and writes its answer.
@@ -74,7 +102,6 @@ pub async fn answer(
     let wanted = call.request.outputs.clone();
     let running = Instant::now();
     let (reply, usage) = revision.program.call(call.request, deadline(function)).await;
-    drop(permit);
     trace.run = running.elapsed();
     trace.usage = usage;
     let mut reply = reply?;
@@ -82,18 +109,23 @@ pub async fn answer(
         reply.outputs.retain(|(name, _)| wanted.contains(name));
     }
     check(&reply, description, &wanted).map_err(|reason| AnswerError::Call(CallError::BadReply(reason)))?;
-    let response = match (&call.form, &description.answers) {
-        (Form::Raw, Some(media_type)) => raw_answer(&reply, media_type)?,
-        (Form::Raw, None) => body::text("application/json", json::reply(&function.name, None, &reply)),
-        (Form::Json { id }, _) => {
-            body::text("application/json", json::reply(&function.name, id.as_deref(), &reply))
+    let id = match (call.form, &description.answers) {
+        (Form::Raw, Some(media_type)) => {
+            return raw_answer(&reply, media_type, revision.response_body_bytes);
         }
+        (Form::Raw, None) => None,
+        (Form::Json { id }, _) => id,
     };
-    let length = hyper::body::Body::size_hint(response.body()).lower();
-    if length > revision.response_body_bytes as u64 {
-        return Err(AnswerError::ReplyTooLarge(revision.response_body_bytes));
-    }
-    Ok(response)
+    let bytes = reply.outputs.iter().map(|(_, tensor)| tensor.data().len()).sum();
+    let function = Arc::clone(function);
+    let write = move || {
+        // Until its answer is written, an instance's tensors are held.
+        let _permit = permit;
+        let limit = function.revision.response_body_bytes;
+        let body = json::reply(&function.name, id.as_deref(), &reply, limit);
+        body.map_err(|TooLong| AnswerError::ReplyTooLarge(limit))
+    };
+    Ok(body::text("application/json", aside(bytes, write).await?))
 }
 
 /// The media type without its parameters, lower-case; empty where the caller names none.
@@ -151,12 +183,15 @@ fn rank(port: &crate::backend::Port) -> usize {
     port.shape.as_ref().map_or(1, Vec::len)
 }
 
-fn raw_answer(reply: &Reply, media_type: &str) -> Result<Response<Body>, AnswerError> {
+fn raw_answer(reply: &Reply, media_type: &str, limit: usize) -> Result<Response<Body>, AnswerError> {
     let wrong = |reason: &str| AnswerError::Call(CallError::BadReply(reason.to_owned()));
     let [(_, tensor)] = reply.outputs.as_slice() else { return Err(wrong("it did not answer one output")) };
     let element = tensor.elements().next().ok_or_else(|| wrong("its BYTES output has no element"))?;
     let start = element.as_ptr() as usize - tensor.data().as_ptr() as usize;
     let body = tensor.data().slice(start..start + element.len());
+    if body.len() > limit {
+        return Err(AnswerError::ReplyTooLarge(limit));
+    }
     let mut response = Response::new(Body::Whole(Some(body)));
     *response.status_mut() = StatusCode::OK;
     let media_type =

@@ -8,6 +8,7 @@ use anyhow::{Context as _, anyhow, bail};
 
 use super::wheel::{self, Pin};
 use super::{Place, python, record};
+use crate::artifact::cache::make_private;
 
 /// The oldest versions that can be used: their interface is what the host is written for.
 const OLDEST_ONNXRUNTIME: [u32; 2] = [1, 23];
@@ -32,7 +33,6 @@ pub enum Library {
 }
 
 impl Library {
-
     /// The name of the backend and of the Python package.
     pub fn name(self) -> &'static str {
         match self {
@@ -100,7 +100,7 @@ fn install(library: Library, version: &str, pin: Pin, place: &Place<'_>) -> anyh
     }
     python::check_pip(place.python).map_err(anyhow::Error::msg)?;
     let cannot = || format!("`{}` cannot be written", place.libraries.display());
-    std::fs::create_dir_all(place.libraries).with_context(cannot)?;
+    make_private(place.libraries).with_context(cannot)?;
     let draft =
         tempfile::Builder::new().prefix(".install-").tempdir_in(place.libraries).with_context(cannot)?;
     let [download, content] = ["download", "content"].map(|name| draft.path().join(name));
