@@ -165,6 +165,20 @@ fn json_that_does_not_fit_is_refused_by_name() {
 }
 
 #[test]
+fn tensors_need_no_content_type() {
+    run(async {
+        let host = TestHost::of(app(&[function("/echo", "echo", "typed_echo", "")])).start().await;
+        let body = r#"{"inputs":[]}"#;
+        let with_type = host.post("/echo", "application/json", body).await;
+        for content_type in ["application/x-www-form-urlencoded", "application/octet-stream"] {
+            let answer = host.post("/echo", content_type, body).await;
+            assert_eq!(answer.text(), with_type.text(), "{content_type}");
+        }
+        host.post("/echo", "image/png", body).await.problem(400, "invalid-input");
+    });
+}
+
+#[test]
 fn a_raw_body_is_taken_by_its_media_type() {
     run(async {
         let host = TestHost::of(app(&[misbehave("")])).start().await;

@@ -52,7 +52,7 @@ pub async fn read(
         let collected = bodies.collect(request.into_body(), &[0; 4], limit, wait).await?;
         return raw(collected, description);
     }
-    if !is_json(&media_type) {
+    if !is_json(&media_type) && !UNCHOSEN.contains(&media_type.as_str()) {
         return Err(unsupported(description, &media_type));
     }
     let collected = bodies.collect(request.into_body(), &[], limit, wait).await?;
