@@ -6,6 +6,7 @@ mod harness;
 mod raw;
 
 mod backends;
+mod connection;
 mod drain;
 mod examples;
 mod limits;
