@@ -4,10 +4,8 @@ use rustix::process::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::{Program, TestHost, app, eventually, exchange, function, request, rest, run};
-
-const STATIC: &str =
-    "[[trigger.http]]\nroute = \"/static\"\n[trigger.http.static_response]\nbody = \"still\\n\"\n";
+use crate::harness::{Program, TestHost, app, eventually, exchange, function, request, rest, run, until};
+use crate::request::STATIC;
 
 fn both() -> String {
     app(&[STATIC.to_owned(), function("/p2/...", "p2", "http_p2", "")])
@@ -25,13 +23,7 @@ async fn running(address: std::net::SocketAddr) -> TcpStream {
     let head = "POST /p2/echo HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n";
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(head.as_bytes()).await.unwrap();
-    let mut text = String::new();
-    while !text.contains("hi") {
-        let mut buffer = [0; 1024];
-        let length = stream.read(&mut buffer).await.unwrap();
-        assert!(length > 0, "{text}");
-        text.push_str(&String::from_utf8_lossy(&buffer[..length]));
-    }
+    until(&mut stream, |text| text.contains("hi")).await;
     stream
 }
 

@@ -8,7 +8,7 @@ use http::Method;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::{TestHost, app, eventually, function, request, rest, run};
+use crate::harness::{TestHost, app, eventually, function, request, rest, run, until};
 
 /// A typed function that does what its input says.
 fn misbehave(settings: &str) -> String {
@@ -52,13 +52,7 @@ async fn begin(host: &TestHost, head: &str) -> TcpStream {
 async fn held(host: &TestHost) -> TcpStream {
     let head = "POST /p2/echo HTTP/1.1\r\nhost: t\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n";
     let mut stream = begin(host, head).await;
-    let mut text = String::new();
-    while !text.contains("hi") {
-        let mut buffer = [0; 1024];
-        let length = stream.read(&mut buffer).await.unwrap();
-        assert!(length > 0, "{text}");
-        text.push_str(&String::from_utf8_lossy(&buffer[..length]));
-    }
+    until(&mut stream, |text| text.contains("hi")).await;
     stream
 }
 

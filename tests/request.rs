@@ -3,10 +3,9 @@
 use bytes::Bytes;
 use http::Method;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::AsyncWriteExt;
 
-use crate::harness::{TestHost, app, function, repository, request, run, tensor};
+use crate::harness::{TestHost, app, function, repository, request, run, tensor, until};
 
 pub(crate) fn misbehave(settings: &str) -> String {
     function("/misbehave", "misbehave", "typed_misbehave", settings)
@@ -22,18 +21,6 @@ pub(crate) fn p3() -> String {
 
 pub(crate) const STATIC: &str =
     "[[trigger.http]]\nroute = \"/static\"\n[trigger.http.static_response]\nbody = \"still\\n\"\n";
-
-/// Reads until the text ends as wanted.
-pub(crate) async fn until(stream: &mut TcpStream, end: &str) -> String {
-    let mut text = String::new();
-    while !text.ends_with(end) {
-        let mut buffer = [0; 4096];
-        let length = stream.read(&mut buffer).await.unwrap();
-        assert!(length > 0, "closed after {text:?}, before {end:?}");
-        text.push_str(&String::from_utf8_lossy(&buffer[..length]));
-    }
-    text
-}
 
 fn seven() -> Bytes {
     std::fs::read(repository().join("examples/digits/seven.png")).unwrap().into()
@@ -321,10 +308,10 @@ fn bodies_stream_both_ways_at_once() {
         stream.write_all(head.as_bytes()).await.unwrap();
         for word in ["first", "then", "last"] {
             stream.write_all(format!("{:x}\r\n{word}\r\n", word.len()).as_bytes()).await.unwrap();
-            until(&mut stream, &format!("{word}\r\n")).await;
+            until(&mut stream, |text| text.ends_with(&format!("{word}\r\n"))).await;
         }
         stream.write_all(b"0\r\n\r\n").await.unwrap();
-        assert_eq!(until(&mut stream, "0\r\n\r\n").await, "0\r\n\r\n");
+        assert_eq!(until(&mut stream, |text| text.ends_with("0\r\n\r\n")).await, "0\r\n\r\n");
     });
 }
 
