@@ -19,7 +19,7 @@ const MAY_USE: [(&str, &[&str]); 13] = [
     ("serve", &["backend", "config", "function", "instance", "nn", "telemetry", "tensor"]),
     ("admin", &["config", "deploy", "function", "serve", "telemetry"]),
     ("deploy", &["artifact", "backend", "config", "function", "instance", "nn", "telemetry"]),
-    ("function", &["instance", "telemetry"]),
+    ("function", &["backend", "instance", "telemetry"]),
     ("instance", &["backend", "config", "nn", "telemetry", "tensor"]),
     // Host fns work on the state of an instance: the two are one step of the walk.
     ("nn", &["backend", "instance", "telemetry", "tensor"]),

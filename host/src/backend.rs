@@ -99,6 +99,20 @@ pub struct ModelFile {
     pub derived: PathBuf,
 }
 
+/// Who goes first where calls wait for a graph: 1 before 2, and so on. Calls that ask for no priority, 0, go with those
+/// of [`Priority::USUAL`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Priority(pub u32);
+
+/// How calls of a graph are joined into one run, along their first dimension.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Batching {
+    /// Rows of one run at most.
+    pub max_size: usize,
+    /// How long a call waits at most for others to join it.
+    pub max_delay: Duration,
+}
+
 /// One input or output of a graph.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Port {

@@ -9,14 +9,16 @@ use thiserror::Error;
 
 use crate::artifact::cache::CacheError;
 use crate::artifact::fetch::{self, FetchError};
-use crate::artifact::manifest::{Component, Files, Manifest, ManifestErrors, Target as TriggerTarget};
+use crate::artifact::manifest::{
+    Component, Files, Manifest, ManifestErrors, Source, Target as TriggerTarget,
+};
 use crate::backend::available::ChooseError;
 use crate::backend::residency::Residency;
 use crate::backend::vet::{VetError, hex};
 use crate::config::Config;
 use crate::function::revision::ModelSummary;
 use crate::function::route::{Route, StaticResponse};
-use crate::function::{App, Function, Functions, Revision, Routes, Snapshot, Target};
+use crate::function::{App, Function, Functions, Revision, Routes, Settings, Snapshot, Target};
 use crate::instance::compile::{CompileError, compile};
 use crate::instance::engine::Engines;
 use crate::instance::log::FunctionLog;
@@ -54,6 +56,13 @@ pub enum DeployError {
     Files(CacheError),
     #[error("it could not describe itself: {0}")]
     Describe(CallError),
+    #[error("its model cannot be described: {0}")]
+    DescribeModel(CallError),
+    #[error(
+        "it is called `{0}` in the Open Inference Protocol, and so is another function; give one of them a name of \
+         its own (`tool.tenon.model_name`)"
+    )]
+    SameModelName(String),
     #[error("its limit `{limit}` of {asked} is over the host's {allowed} (`limits.{limit}` in host.toml)")]
     Limit { limit: &'static str, asked: u64, allowed: u64 },
 }
@@ -97,6 +106,7 @@ struct Limits {
     deadline_ms: u64,
     request_body_bytes: usize,
     response_body_bytes: usize,
+    response_cache_bytes: usize,
     concurrency: usize,
 }
 
@@ -115,6 +125,9 @@ impl Deployer {
         for component in &app.components {
             let name = app.function(component);
             match self.function(&name, component, &files, report).await {
+                Ok(function) if same_model_name(&functions, &function) => {
+                    errors.push((name, DeployError::SameModelName(function.model)));
+                }
                 Ok(function) => functions.push(Arc::new(function)),
                 Err(error) => errors.push((name, error)),
             }
@@ -124,7 +137,7 @@ impl Deployer {
         }
         let routes = routes(app, &functions).map_err(AppError::Routes)?;
         let about = App { name: app.name.clone(), version: app.version.clone() };
-        self.functions.publish(Snapshot { app: about, functions, routes });
+        self.functions.publish(Snapshot::new(about, functions, routes));
         Ok(())
     }
 
@@ -137,7 +150,13 @@ impl Deployer {
     ) -> Result<Function, DeployError> {
         let limits = self.limits(component)?;
         let revision = self.revision(name, component, files, &limits, report).await?;
-        Ok(Function::new(name.to_owned(), revision, limits.concurrency, &self.functions.telemetry))
+        let settings = Settings {
+            name: name.to_owned(),
+            model: component.model_name.clone().unwrap_or_else(|| component.id.clone()),
+            concurrency: limits.concurrency,
+            response_cache_bytes: limits.response_cache_bytes,
+        };
+        Ok(Function::new(settings, revision, &self.functions.telemetry))
     }
 
     async fn revision(
@@ -148,11 +167,10 @@ impl Deployer {
         limits: &Limits,
         report: &(dyn Fn(Step) + Sync),
     ) -> Result<Revision, DeployError> {
-        let fetched =
-            timed(report, &format!("{name}: component"), fetch::component(&component.source)).await?;
-        let digest = hex(&Sha256::digest(&fetched.wasm));
-        let compiled =
-            timed(report, &format!("{name}: native code"), self.compile(&fetched, &digest)).await?;
+        let code = match component.source {
+            Source::Model => None,
+            Source::Path(_) | Source::Url { .. } => Some(self.code(name, component, report).await?),
+        };
         let (granted, models) = self.models(name, component, report).await?;
         let files = self.mount(component, files)?;
         let grants = Grants {
@@ -171,9 +189,22 @@ impl Deployer {
             table_elements: self.config.limits.table_elements,
             handles: self.config.limits.handles,
         };
-        let program = Program::link(&compiled.component, compiled.flavor, surroundings)?;
-        let deadline = Deadline { at: Instant::now() + Duration::from_millis(DESCRIBE_MS), ms: DESCRIBE_MS };
-        let description = program.describe(deadline).await.map_err(DeployError::Describe)?;
+        let (program, description, digest) = match code {
+            Some((compiled, digest)) => {
+                let program = Program::link(&compiled.component, compiled.flavor, surroundings)?;
+                let description = program.describe(until(DESCRIBE_MS)).await;
+                (program, description.map_err(DeployError::Describe)?, digest)
+            }
+            None => {
+                // The manifest has seen to it that there is one.
+                let model = models.first().map(|model| (model.name.clone(), model.digest.clone()));
+                let (model, digest) = model.unwrap_or_default();
+                let program = Program::model(model, surroundings);
+                let load = until(self.config.models.load_ms);
+                let description = timed(report, &format!("{name}: graph"), program.describe(load)).await;
+                (program, description.map_err(DeployError::DescribeModel)?, digest)
+            }
+        };
         Ok(Revision {
             program: Arc::new(program),
             description,
@@ -196,6 +227,7 @@ impl Deployer {
         let bytes = |mib: u64| usize::try_from(mib << 20).unwrap_or(usize::MAX);
         let concurrency = own.concurrency.map(|concurrency| concurrency as u64);
         within("concurrency", concurrency, host.concurrency as u64)?;
+        let cache_mib = within("response_cache_mib", own.response_cache_mib, host.response_cache_mib)?;
         let response_body_mib = within("response_body_mib", own.response_body_mib, host.response_body_mib)?;
         Ok(Limits {
             memory_bytes: bytes(within("memory_mib", own.memory_mib, host.memory_mib)?),
@@ -206,8 +238,25 @@ impl Deployer {
                 host.request_body_mib,
             )?),
             response_body_bytes: bytes(response_body_mib),
+            // Nothing is kept unless the function asks for it.
+            response_cache_bytes: own.response_cache_mib.map_or(0, |_| bytes(cache_mib)),
             concurrency: own.concurrency.unwrap_or(host.function_concurrency).min(host.concurrency),
         })
+    }
+
+    /// The native code of a component, and the component's digest.
+    async fn code(
+        &self,
+        name: &str,
+        component: &Component,
+        report: &(dyn Fn(Step) + Sync),
+    ) -> Result<(crate::instance::compile::Compiled, String), DeployError> {
+        let fetched =
+            timed(report, &format!("{name}: component"), fetch::component(&component.source)).await?;
+        let digest = hex(&Sha256::digest(&fetched.wasm));
+        let compiled =
+            timed(report, &format!("{name}: native code"), self.compile(&fetched, &digest)).await?;
+        Ok((compiled, digest))
     }
 
     async fn compile(
@@ -253,7 +302,9 @@ impl Deployer {
                 name: model_name.clone(),
                 digest: admitted.model.file.digest.clone(),
                 backend,
+                encoding: admitted.model.file.encoding.name(),
                 target: admitted.model.file.target.name(),
+                batching: None,
                 signature: admitted.signature,
             });
             let metrics = self.functions.telemetry.model(name, model_name, backend);
@@ -262,6 +313,17 @@ impl Deployer {
         }
         Ok((granted, summaries))
     }
+}
+
+/// The deadline of something that may take so long from now.
+fn until(ms: u64) -> Deadline {
+    Deadline { at: Instant::now() + Duration::from_millis(ms), ms }
+}
+
+/// Only functions that take tensors are called by that name.
+fn same_model_name(functions: &[Arc<Function>], function: &Function) -> bool {
+    let is_called = |other: &Function| other.revision.program.is_typed() && other.model == function.model;
+    function.revision.program.is_typed() && functions.iter().any(|other| is_called(other))
 }
 
 async fn timed<T>(report: &(dyn Fn(Step) + Sync), what: &str, work: impl Future<Output = T>) -> T {

@@ -1,5 +1,6 @@
 //! The functions of this host, and the snapshot of them that a request keeps to its end.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -8,27 +9,67 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::telemetry::{FunctionMetrics, Telemetry};
 
+pub mod cache;
 pub mod revision;
 pub mod route;
+pub mod statistics;
 
+use cache::ResponseCache;
 pub use revision::Revision;
 pub use route::{Matched, Route, Routes, Target};
+use statistics::Statistics;
 
 /// A named thing to call: `<app>/<component>`.
 pub struct Function {
     pub name: String,
+    /// Its name in the Open Inference Protocol, unique on the host.
+    pub model: String,
+    /// Its version there.
+    pub version: String,
     pub revision: Arc<Revision>,
     pub metrics: FunctionMetrics,
+    pub statistics: Statistics,
+    /// Answers that are kept, where the function asks for it.
+    pub cache: Option<ResponseCache>,
+    /// Whether an operator's client has unloaded it, so that it takes no calls until it is loaded again.
+    pub unloaded: AtomicBool,
     permits: Arc<Semaphore>,
     waiting: AtomicUsize,
 }
 
+/// What a function is called, and what it asks of the host.
+pub struct Settings {
+    pub name: String,
+    pub model: String,
+    /// Instances that run at once.
+    pub concurrency: usize,
+    /// Bytes of answers that are kept; 0 keeps none.
+    pub response_cache_bytes: usize,
+}
+
+/// There is one version of a function at a time.
+const ONLY_VERSION: &str = "1";
+
 impl Function {
-    /// A function that runs at most `concurrency` instances at once.
-    pub fn new(name: String, revision: Revision, concurrency: usize, telemetry: &Telemetry) -> Function {
-        let metrics = telemetry.function(&name);
-        let permits = Arc::new(Semaphore::new(concurrency.max(1)));
-        Function { name, revision: Arc::new(revision), metrics, permits, waiting: AtomicUsize::new(0) }
+    pub fn new(settings: Settings, revision: Revision, telemetry: &Telemetry) -> Function {
+        let Settings { name, model, concurrency, response_cache_bytes } = settings;
+        Function {
+            metrics: telemetry.function(&name),
+            name,
+            model,
+            version: ONLY_VERSION.to_owned(),
+            revision: Arc::new(revision),
+            statistics: Statistics::default(),
+            cache: (response_cache_bytes > 0).then(|| ResponseCache::new(response_cache_bytes)),
+            unloaded: AtomicBool::new(false),
+            permits: Arc::new(Semaphore::new(concurrency.max(1))),
+            waiting: AtomicUsize::new(0),
+        }
+    }
+
+    /// Whether it takes calls.
+    pub fn is_ready(&self) -> bool {
+        !self.unloaded.load(Ordering::Acquire)
     }
 }
 
@@ -45,6 +86,16 @@ pub struct Snapshot {
     pub app: App,
     pub functions: Vec<Arc<Function>>,
     pub routes: Routes,
+    /// Functions that take tensors, by their names in the Open Inference Protocol.
+    pub models: BTreeMap<String, Arc<Function>>,
+}
+
+impl Snapshot {
+    pub fn new(app: App, functions: Vec<Arc<Function>>, routes: Routes) -> Snapshot {
+        let typed = functions.iter().filter(|function| function.revision.program.is_typed());
+        let models = typed.map(|function| (function.model.clone(), Arc::clone(function))).collect();
+        Snapshot { app, functions, routes, models }
+    }
 }
 
 /// The current snapshot, and how many instances may run.

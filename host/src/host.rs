@@ -220,6 +220,7 @@ fn serve_limits(config: &Config) -> ServeLimits {
         body_read: Duration::from_millis(limits.body_read_ms),
         // One word of the operator's for both directions.
         answer_stall: Duration::from_millis(limits.body_read_ms),
+        model_control: config.models.allow_control,
         // As if every instance had the longest body, and one of them in tensors of four times its length beside it,
         // within a quarter of the memory.
         buffered_bodies: body

@@ -10,6 +10,7 @@ use wasmtime_wasi::I32Exit;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p3::bindings::ServicePre;
 
+use crate::backend::Priority;
 use crate::backend::residency::Residency;
 use crate::nn::bindings::PlatformPre;
 use crate::nn::{Granted, Session, TakeIn, Usage};
@@ -19,6 +20,7 @@ pub mod engine;
 pub mod http;
 pub mod limits;
 pub mod log;
+mod model;
 mod outgoing;
 pub mod state;
 pub mod typed;
@@ -47,14 +49,20 @@ pub struct Surroundings {
 /// A component ready to be instantiated.
 pub struct Program {
     kind: Kind,
+    streams: bool,
     surroundings: Surroundings,
 }
 
 enum Kind {
+    /// No component: the granted model of this name, as it is.
+    Model(String),
     Typed(PlatformPre<State>),
     HttpP2(ProxyPre<State>),
     HttpP3(ServicePre<State>),
 }
+
+/// What a component imports that answers more than once.
+const RESPONSES: &str = "tenon:function/responses@";
 
 /// Why a component cannot be served.
 #[derive(Debug, Error)]
@@ -86,6 +94,18 @@ pub enum CallError {
     Raised { code: String, message: String, status: Option<u16> },
     #[error("the function cannot be started: {0}")]
     Start(String),
+    /// What a model that is served as it is does not take.
+    #[error("{0}")]
+    Input(String),
+    #[error("the model cannot be loaded: {0}")]
+    Unavailable(String),
+    /// Graphs that are in use fill the memory for models.
+    #[error("{0}")]
+    OverBudget(String),
+    #[error("{0}")]
+    Queue(String),
+    #[error("{0}")]
+    Inference(String),
 }
 
 /// The moment by which a call must have answered, and the length that it was given.
@@ -115,17 +135,35 @@ impl Program {
             linked.linker.instantiate_pre(component).map_err(|error| LinkError::Import(chain(&error)))?;
         let kind =
             kind(pre, flavor).ok_or_else(|| LinkError::Export { found: exports(component, linked) })?;
-        Ok(Program { kind, surroundings })
+        let ty = component.component_type();
+        let streams = ty.imports(&linked.engine).any(|(name, _)| name.starts_with(RESPONSES));
+        Ok(Program { kind, streams, surroundings })
     }
 
-    /// Whether the component takes and gives tensors.
+    /// A function without a component: the granted model of this name, as it is.
+    pub fn model(name: String, surroundings: Surroundings) -> Program {
+        Program { kind: Kind::Model(name), streams: false, surroundings }
+    }
+
+    /// Whether it takes and gives tensors.
     pub fn is_typed(&self) -> bool {
-        matches!(self.kind, Kind::Typed(_))
+        matches!(self.kind, Kind::Model(_) | Kind::Typed(_))
+    }
+
+    /// Whether it may answer a call more than once.
+    pub fn streams(&self) -> bool {
+        self.streams
+    }
+
+    /// Whether it is a model that is served as it is.
+    pub fn is_model(&self) -> bool {
+        matches!(self.kind, Kind::Model(_))
     }
 
     /// What the component is, for people.
     pub fn kind_name(&self) -> &'static str {
         match self.kind {
+            Kind::Model(_) => "model",
             Kind::Typed(_) => "typed model function",
             Kind::HttpP2(_) => "wasi:http/incoming-handler@0.2",
             Kind::HttpP3(_) => "wasi:http/handler@0.3",
@@ -137,14 +175,20 @@ impl Program {
         &self.surroundings.granted
     }
 
-    fn store(&self, deadline: Deadline) -> Result<Store<State>, CallError> {
+    fn session(&self, deadline: Instant, priority: Priority) -> Session {
         let around = &self.surroundings;
         let (residency, granted) = (Arc::clone(&around.residency), Arc::clone(&around.granted));
-        let session = Session::new(residency, granted, around.take_in.clone(), deadline.at);
+        Session::new(residency, granted, around.take_in.clone(), deadline, priority)
+    }
+
+    fn store(&self, deadline: Deadline, priority: Priority) -> Result<Store<State>, CallError> {
+        let around = &self.surroundings;
+        let session = self.session(deadline.at, priority);
         let limits = Limits::new(around.memory_bytes, around.table_elements);
         let state = State::new(&around.grants, &around.log, limits, around.handles, session)
             .map_err(|error| CallError::Start(chain(&error)))?;
         let mut store = match &self.kind {
+            Kind::Model(_) => return Err(CallError::Start("it has no component".to_owned())),
             Kind::Typed(pre) => Store::new(pre.engine(), state),
             Kind::HttpP2(pre) => Store::new(pre.engine(), state),
             Kind::HttpP3(pre) => Store::new(pre.engine(), state),

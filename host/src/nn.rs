@@ -11,12 +11,13 @@ use std::time::{Duration, Instant};
 use wasmtime::component::{HasSelf, Linker};
 
 use crate::backend::residency::{AcquireError, Lease, Model, Residency, RunError};
-use crate::backend::{Encoding, ExecutionTarget};
+use crate::backend::{Encoding, ExecutionTarget, Priority};
 use crate::instance::state::State;
 use crate::telemetry::ModelMetrics;
 use crate::tensor::Tensor;
 
 pub mod models;
+pub mod responses;
 pub mod tensors;
 pub mod wasi;
 
@@ -28,6 +29,7 @@ pub mod bindings {
         imports: {
             "tenon:function/models.[static]model.load": async | trappable,
             "tenon:function/models.[method]model.infer": async | trappable,
+            "tenon:function/responses.send": async | trappable,
             "wasi:nn/graph.load": async | trappable,
             "wasi:nn/graph.load-by-name": async | trappable,
             "wasi:nn/inference.[method]graph-execution-context.compute": async | trappable,
@@ -75,7 +77,9 @@ pub struct Session {
     residency: Arc<Residency>,
     granted: Arc<Granted>,
     take_in: Option<TakeIn>,
+    started: Instant,
     deadline: Instant,
+    priority: Priority,
     meter: Meter,
 }
 
@@ -84,12 +88,23 @@ pub struct Session {
 pub struct Usage {
     /// Time in inferences, waiting included.
     pub infer: Duration,
+    /// Of that, waiting for the graph to be free.
+    pub queue: Duration,
+    /// From the start of the call to its first inference, and from its last one to the end.
+    pub before: Duration,
+    pub after: Duration,
+    /// Runs of graphs that this instance led: those that it was alone in, and of each batch one instance's.
+    pub led: u64,
+    /// The rows of the last of them, and how long it took.
+    pub batch: Option<(usize, Duration)>,
     /// Time waiting for graphs to be loaded.
     pub load: Duration,
     /// Whether a graph had to be loaded.
     pub cold: bool,
     /// The backend of the last inference.
     pub backend: Option<&'static str>,
+    /// When the last inference ended.
+    last: Option<Instant>,
 }
 
 /// The usage of one instance. An HTTP function may answer before its instance has ended, so it is read from
@@ -100,7 +115,8 @@ pub struct Meter(Arc<Mutex<Usage>>);
 impl Meter {
     /// What was used until now.
     pub fn read(&self) -> Usage {
-        self.lock().clone()
+        let usage = self.lock();
+        Usage { after: usage.last.map_or(Duration::ZERO, |last| last.elapsed()), ..usage.clone() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Usage> {
@@ -130,8 +146,10 @@ impl Session {
         granted: Arc<Granted>,
         take_in: Option<TakeIn>,
         deadline: Instant,
+        priority: Priority,
     ) -> Session {
-        Session { residency, granted, take_in, deadline, meter: Meter::default() }
+        let (started, meter) = (Instant::now(), Meter::default());
+        Session { residency, granted, take_in, started, deadline, priority, meter }
     }
 
     /// Whether guests may bring models.
@@ -166,6 +184,18 @@ impl Session {
         Ok(Held { lease, metrics: None })
     }
 
+    /// Every granted model, loaded.
+    ///
+    /// # Errors
+    /// Names the first that cannot be loaded.
+    pub async fn hold_all(&mut self) -> Result<(), NamedError> {
+        let granted = Arc::clone(&self.granted);
+        for grant in granted.models.values() {
+            self.lease(&grant.model).await.map_err(NamedError::Acquire)?;
+        }
+        Ok(())
+    }
+
     async fn lease(&mut self, model: &Model) -> Result<Lease, AcquireError> {
         let started = Instant::now();
         let lease = self.residency.acquire(model).await?;
@@ -186,9 +216,15 @@ impl Session {
         held: &Held,
         inputs: Vec<(String, Tensor)>,
     ) -> Result<Vec<Tensor>, RunError> {
-        self.meter.lock().backend = Some(held.lease.backend());
-        let mut timed =
-            Timed { meter: self.meter.clone(), metrics: held.metrics.clone(), started: Instant::now() };
+        let started = Instant::now();
+        {
+            let mut usage = self.meter.lock();
+            usage.backend = Some(held.lease.backend());
+            if usage.last.is_none() {
+                usage.before = started - self.started;
+            }
+        }
+        let mut timed = Timed { meter: self.meter.clone(), metrics: held.metrics.clone(), started };
         let outputs = held.lease.infer(inputs, self.deadline).await;
         // Inputs that do not fit never reach the backend: that is no inference.
         if matches!(outputs, Err(RunError::Input(_))) {
@@ -208,7 +244,10 @@ struct Timed {
 impl Drop for Timed {
     fn drop(&mut self) {
         let took = self.started.elapsed();
-        self.meter.lock().infer += took;
+        let mut usage = self.meter.lock();
+        usage.infer += took;
+        usage.last = Some(self.started + took);
+        drop(usage);
         if let Some(metrics) = &self.metrics {
             metrics.inferences.inc();
             metrics.infer.observe(took.as_secs_f64());
@@ -221,13 +260,14 @@ impl Drop for Timed {
 /// # Errors
 /// Where a definition clashes with one that the linker has.
 pub fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> {
-    use bindings::tenon::function::{models, nn_tensors, tensors};
+    use bindings::tenon::function::{models, nn_tensors, responses, tensors};
     use bindings::wasi::nn::{errors, graph, inference, tensor};
     fn state(state: &mut State) -> &mut State {
         state
     }
     tensors::add_to_linker::<State, HasSelf<State>>(linker, state)?;
     models::add_to_linker::<State, HasSelf<State>>(linker, state)?;
+    responses::add_to_linker::<State, HasSelf<State>>(linker, state)?;
     nn_tensors::add_to_linker::<State, HasSelf<State>>(linker, state)?;
     tensor::add_to_linker::<State, HasSelf<State>>(linker, state)?;
     graph::add_to_linker::<State, HasSelf<State>>(linker, state)?;

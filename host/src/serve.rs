@@ -19,9 +19,11 @@ use crate::telemetry::FunctionMetrics;
 
 pub mod access;
 pub mod body;
+pub mod call;
 pub mod http_function;
 pub mod json;
 pub mod linger;
+pub mod oip;
 pub mod spin_headers;
 pub mod status;
 pub mod typed_function;
@@ -29,7 +31,7 @@ pub mod typed_function;
 use access::AccessLog;
 use body::Body;
 use linger::Lingering;
-use status::AnswerError;
+use status::{AnswerError, Problem};
 
 /// What bounds a connection and a request before its function is known.
 #[derive(Clone, Debug)]
@@ -42,6 +44,8 @@ pub struct ServeLimits {
     pub body_read: Duration,
     /// Time in which a caller must take some of its answer, or lose its connection.
     pub answer_stall: Duration,
+    /// Whether callers may have models loaded and unloaded.
+    pub model_control: bool,
     /// Bytes of request bodies, and of tensors read from them, that are held for all requests together.
     pub buffered_bodies: usize,
 }
@@ -170,9 +174,10 @@ impl Server {
         let mut answering = Answering { server: self, head, started, trace: Trace::default(), ended: false };
         let Answering { head, trace, .. } = &mut answering;
         let snapshot = self.functions.snapshot();
+        let form = if oip::is_ours(request.uri().path()) { oip::problem } else { body::problem };
         let mut response = match self.route(&snapshot, request, client, head, trace).await {
             Ok(response) => response,
-            Err(error) => self.refuse(&error, head, trace),
+            Err(error) => form(&self.refuse(&error, head, trace)),
         };
         head.mark(&mut response, trace);
         answering.end(&mut response);
@@ -187,6 +192,9 @@ impl Server {
         head: &access::Head,
         trace: &mut Trace,
     ) -> Result<Response<Body>, AnswerError> {
+        if oip::is_ours(request.uri().path()) {
+            return oip::answer(self, snapshot, request, trace).await;
+        }
         if let Some(response) = well_known(snapshot, request.uri().path()) {
             return response;
         }
@@ -218,8 +226,7 @@ impl Server {
         let revision = &function.revision;
         if revision.program.is_typed() {
             let call = typed_function::read(function, request, &self.bodies, self.limits.body_read).await?;
-            let permit = self.acquire(function, trace).await?;
-            typed_function::answer(function, call, permit, trace).await
+            typed_function::answer(self, function, call, trace).await
         } else {
             let wait = self.limits.body_read;
             let request = http_function::prepare(request, matched, client, head, revision, wait).await?;
@@ -239,7 +246,7 @@ impl Server {
         Ok(permit?)
     }
 
-    fn refuse(&self, error: &AnswerError, head: &access::Head, trace: &mut Trace) -> Response<Body> {
+    fn refuse(&self, error: &AnswerError, head: &access::Head, trace: &mut Trace) -> Problem {
         let problem = error.problem();
         if error.is_fault() {
             tracing::warn!(
@@ -249,9 +256,8 @@ impl Server {
                 "{error}"
             );
         }
-        let response = body::problem(&problem);
-        trace.error = Some((problem.name, error.name()));
-        response
+        trace.error = Some((problem.name.clone(), error.name()));
+        problem
     }
 
     fn count(&self, trace: &Trace, took: Duration) {
@@ -320,7 +326,7 @@ fn deadline(function: &Function) -> Deadline {
     Deadline { at: Instant::now() + Duration::from_millis(ms), ms }
 }
 
-/// Spin's own paths. Everything else below `/.well-known/spin/` and below `/v2` is kept free of functions.
+/// Spin's own paths. Everything else below `/.well-known/` is kept free of functions.
 fn well_known(snapshot: &Snapshot, path: &str) -> Option<Result<Response<Body>, AnswerError>> {
     match path {
         "/.well-known/spin/health" => Some(Ok(body::text("text/plain", "OK"))),
@@ -339,7 +345,7 @@ fn well_known(snapshot: &Snapshot, path: &str) -> Option<Result<Response<Body>, 
 }
 
 fn reserved(path: &str) -> bool {
-    path == "/v2" || path.starts_with("/v2/") || path.starts_with("/.well-known/")
+    path.starts_with("/.well-known/")
 }
 
 /// Methods that a typed function answers to.

@@ -21,6 +21,8 @@ pub struct Telemetry {
     inferences: Family<ModelLabels, Counter>,
     infer: Family<ModelLabels, Histogram>,
     cold_starts: Family<FunctionLabel, Counter>,
+    cache_hits: Family<FunctionLabel, Counter>,
+    cache_misses: Family<FunctionLabel, Counter>,
     loads: Family<BackendLabel, Counter>,
     load_failures: Family<BackendLabel, Counter>,
     load: Family<BackendLabel, Histogram>,
@@ -79,6 +81,9 @@ pub struct FunctionMetrics {
     pub run: Histogram,
     /// Calls that had to load a graph.
     pub cold_starts: Counter,
+    /// Calls that were answered from the function's cache, and those that it had no answer for.
+    pub cache_hits: Counter,
+    pub cache_misses: Counter,
 }
 
 /// The metrics of one model as one function uses it.
@@ -108,6 +113,8 @@ impl Telemetry {
             inferences: Family::default(),
             infer: Family::new_with_constructor(seconds),
             cold_starts: Family::default(),
+            cache_hits: Family::default(),
+            cache_misses: Family::default(),
             loads: Family::default(),
             load_failures: Family::default(),
             load: Family::new_with_constructor(seconds),
@@ -138,6 +145,12 @@ impl Telemetry {
         timed("queue_duration", "Waiting until an instance was allowed", &self.queue);
         timed("run_duration", "Instantiation, guest and inference together", &self.run);
         registry.register("cold_starts", "Calls that had to load a graph", self.cold_starts.clone());
+        registry.register("cache_hits", "Calls answered from a function's cache", self.cache_hits.clone());
+        registry.register(
+            "cache_misses",
+            "Calls that a function's cache had no answer for",
+            self.cache_misses.clone(),
+        );
         registry.register("instances", "Instances that run now", self.instances.clone());
         registry.register("queued_requests", "Requests that wait for an instance", self.queued.clone());
         registry.register("connections", "Open connections", self.connections.clone());
@@ -184,6 +197,8 @@ impl Telemetry {
             queue: self.queue.get_or_create_owned(&label),
             run: self.run.get_or_create_owned(&label),
             cold_starts: self.cold_starts.get_or_create_owned(&label),
+            cache_hits: self.cache_hits.get_or_create_owned(&label),
+            cache_misses: self.cache_misses.get_or_create_owned(&label),
         }
     }
 

@@ -177,6 +177,12 @@ impl Tensor {
         &self.data
     }
 
+    /// The same tensor with bytes of its own, which hold on to nothing else.
+    #[must_use]
+    pub fn copied(&self) -> Tensor {
+        Tensor { data: Bytes::copy_from_slice(&self.data), ..self.clone() }
+    }
+
     pub fn into_data(self) -> Bytes {
         self.data
     }

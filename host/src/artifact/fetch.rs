@@ -28,6 +28,8 @@ pub struct Fetched {
 pub enum FetchError {
     #[error("`{name}` cannot be read: {reason}")]
     Read { name: String, reason: String },
+    #[error("the component has no code")]
+    NoCode,
     #[error("`{name}` is larger than {} MiB", MAX_COMPONENT_BYTES >> 20)]
     TooLarge { name: String },
     #[error("`{name}` has the digest sha256:{actual}, not {expected}; correct one of the two")]
@@ -43,6 +45,7 @@ pub async fn component(source: &Source) -> Result<Fetched, FetchError> {
     let read = tokio::task::spawn_blocking(move || match &source {
         Source::Path(path) => file(path),
         Source::Url { url, digest } => download(url, digest),
+        Source::Model => Err(FetchError::NoCode),
     });
     read.await.expect("reading does not panic")
 }

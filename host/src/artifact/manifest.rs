@@ -6,6 +6,7 @@
 
 mod component;
 mod files;
+mod models;
 mod names;
 mod normal;
 mod route;
@@ -111,6 +112,8 @@ pub struct Component {
     pub build: Option<Build>,
     /// The models that the component may load, by the name that it loads them by.
     pub models: BTreeMap<String, Model>,
+    /// Its name in the Open Inference Protocol; `None`: its id.
+    pub model_name: Option<String>,
     pub limits: Limits,
     /// The line of the manifest where the component begins.
     pub line: usize,
@@ -133,6 +136,8 @@ pub enum Source {
     Path(PathBuf),
     /// A download that must have this digest, `sha256:` and 64 lower-case hex digits.
     Url { url: String, digest: String },
+    /// There is no code: the component's one model is served as it is.
+    Model,
 }
 
 /// One entry of a component's `files`.
@@ -209,6 +214,8 @@ pub struct Limits {
     pub concurrency: Option<usize>,
     pub request_body_mib: Option<u64>,
     pub response_body_mib: Option<u64>,
+    /// Answers that are kept for the same question; `None` keeps none.
+    pub response_cache_mib: Option<u64>,
 }
 
 /// The manifest that `start` means: the file itself, or else `spin.toml` in that folder or the

@@ -189,6 +189,22 @@ impl Residency {
         Ok(self.lease(resident, model, true))
     }
 
+    /// Has a graph leave memory now, unless it is in use. Answers whether it has left.
+    pub async fn unload(&self, model: &Model) -> bool {
+        let key = model.key();
+        let resident = {
+            let mut entries = self.lock();
+            if entries.get(&key).is_none_or(|entry| entry.unused().is_none()) {
+                return false;
+            }
+            entries.remove(&key)
+        };
+        if let Some(Entry::Ready(resident)) = resident {
+            self.release(vec![resident], "unload").await;
+        }
+        true
+    }
+
     /// The number of graphs in memory.
     pub fn len(&self) -> usize {
         self.lock().values().filter(|entry| matches!(entry, Entry::Ready(_))).count()

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -19,6 +20,9 @@ use crate::host::{Host, Surroundings};
 
 #[derive(Args)]
 pub struct UpArgs {
+    /// Model files to serve as they are, in place of an app: ONNX files, or the `.xml` of OpenVINO models.
+    #[arg(value_name = "MODEL", conflicts_with_all = ["from", "build", "profile", "variables"])]
+    models: Vec<PathBuf>,
     /// The app manifest, or a folder: spin.toml in it or above it.
     #[arg(short = 'f', long = "from", value_name = "PATH", default_value = ".")]
     from: PathBuf,
@@ -79,6 +83,9 @@ pub async fn run(args: UpArgs, mut config: Config, progress: &Progress) -> anyho
 }
 
 fn load(args: &UpArgs) -> anyhow::Result<Manifest> {
+    if !args.models.is_empty() {
+        return Ok(Manifest::of_models(&args.models)?);
+    }
     let Some(path) = manifest::find(&args.from) else {
         bail!("there is no spin.toml at `{}` or above it; `tenon new` makes an app", args.from.display());
     };
@@ -155,11 +162,22 @@ fn announce(host: &Host, app: &Manifest, progress: &Progress) {
                 .say("Model", format!("{} of {} {where_to}: {}", model.name, function.name, model.signature));
         }
     }
+    for (name, function) in &snapshot.models {
+        progress.say("Infer", format!("http://{}/v2/models/{name}/infer -> {}", host.http, function.name));
+    }
     if let Some(admin) = host.admin {
         progress.say("Operator", format!("http://{admin}/metrics, /ready, /functions"));
     }
     progress.say("Serving", format!("http://{}", host.http));
-    if let Some(call) = snapshot.routes.iter().find_map(|route| example(host.http, app, route)) {
+    let by_route = snapshot.routes.iter().find_map(|route| example(host.http, app, route));
+    let call = by_route.or_else(|| {
+        let by_name = |function: &Arc<Function>| {
+            let body = crate::serve::json::example(function.revision.description.as_ref()?)?;
+            Some(format!("curl --json '{body}' http://{}/v2/models/{}/infer", host.http, function.model))
+        };
+        snapshot.models.values().find_map(by_name)
+    });
+    if let Some(call) = call {
         progress.say("Try", call);
     }
 }

@@ -266,7 +266,7 @@ fn loaded(component: &Component, dir: &Path) -> anyhow::Result<Vec<Files>> {
     let mut files = Vec::new();
     match &component.source {
         Source::Path(path) if component.build.is_none() => files.push(Files::One(clean(path))),
-        Source::Path(_) | Source::Url { .. } => {}
+        Source::Path(_) | Source::Url { .. } | Source::Model => {}
     }
     for model in component.models.values() {
         files.push(Files::One(clean(&model.path)));

@@ -17,6 +17,7 @@ pub(crate) mod bounds {
     pub(crate) const MEMORY_MIB: RangeInclusive<u64> = 1..=65_536;
     pub(crate) const CONCURRENCY: RangeInclusive<u64> = 1..=10_000;
     pub(crate) const BODY_MIB: RangeInclusive<u64> = 1..=4096;
+    pub(crate) const CACHE_MIB: RangeInclusive<u64> = 1..=65_536;
     /// Up to a year.
     pub(crate) const IDLE_S: RangeInclusive<u64> = 1..=365 * 24 * 60 * 60;
 }
@@ -64,6 +65,7 @@ fn limits(t: &mut Table<'_>) -> Limits {
     set(t, "queue_wait_ms", 0..=DAY_MS, "ms", &mut limits.queue_wait_ms);
     set(t, "request_body_mib", bounds::BODY_MIB, "MiB", &mut limits.request_body_mib);
     set(t, "response_body_mib", bounds::BODY_MIB, "MiB", &mut limits.response_body_mib);
+    set(t, "response_cache_mib", bounds::CACHE_MIB, "MiB", &mut limits.response_cache_mib);
     set(t, "header_read_ms", 1..=DAY_MS, "ms", &mut limits.header_read_ms);
     set(t, "body_read_ms", 1..=DAY_MS, "ms", &mut limits.body_read_ms);
     set(t, "connections", 1..=1_000_000, "", &mut limits.connections);
@@ -80,6 +82,9 @@ fn models(t: &mut Table<'_>) -> Models {
     set(t, "idle_timeout_s", bounds::IDLE_S, "s", &mut models.idle_timeout_s);
     set(t, "load_ms", 1..=DAY_MS, "ms", &mut models.load_ms);
     set(t, "max_model_mib", 1..=1 << 20, "MiB", &mut models.max_model_mib);
+    if let Some(allow) = t.boolean("allow_control") {
+        models.allow_control = allow;
+    }
     if let Some(allow) = t.boolean("allow_guest_models") {
         models.allow_guest_models = allow;
     }

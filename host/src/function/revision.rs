@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::backend::Batching;
 use crate::instance::Program;
 use crate::instance::typed::Description;
 
@@ -27,7 +28,10 @@ pub struct ModelSummary {
     pub name: String,
     pub digest: String,
     pub backend: &'static str,
+    pub encoding: &'static str,
     pub target: &'static str,
+    /// How its calls are joined, if they are.
+    pub batching: Option<Batching>,
     /// Inputs and outputs, in words.
     pub signature: String,
 }

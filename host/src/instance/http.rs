@@ -21,6 +21,7 @@ use wasmtime_wasi_http::p3::bindings::ServicePre;
 pub use wasmtime_wasi_http::Error as HttpError;
 
 use super::{Answered, CallError, Deadline, Kind, Program};
+use crate::backend::Priority;
 use crate::instance::state::State;
 use crate::nn::{Meter, Usage};
 
@@ -83,12 +84,14 @@ impl Program {
         head: oneshot::Sender<Head>,
         broken: &Broken,
     ) -> Result<(Work, Meter), CallError> {
-        let store = self.store(deadline)?;
+        let store = self.store(deadline, Priority::default())?;
         let meter = store.data().nn.meter().clone();
         let program = Arc::clone(self);
         let broken = Arc::clone(broken);
         let work: Work = match &self.kind {
-            Kind::Typed(_) => return Err(CallError::Start("the function takes tensors".to_owned())),
+            Kind::Model(_) | Kind::Typed(_) => {
+                return Err(CallError::Start("the function takes tensors".to_owned()));
+            }
             Kind::HttpP2(pre) => {
                 let pre = pre.clone();
                 Box::pin(program.guarded(store, deadline, broken, async move |store: &mut Store<State>| {

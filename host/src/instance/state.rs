@@ -13,6 +13,7 @@ use wasmtime_wasi_http::{
 use super::limits::Limits;
 use super::log::FunctionLog;
 use crate::nn::Session;
+use crate::nn::responses::Responses;
 
 /// Bindings of Spin's own interfaces.
 pub mod spin {
@@ -37,6 +38,8 @@ pub struct State {
     pub table: ResourceTable,
     pub limits: Limits,
     pub nn: Session,
+    /// Where answers go before the last one, where the caller takes several.
+    pub responses: Option<Responses>,
     wasi: WasiCtx,
     http: WasiHttpCtx,
     egress: Egress,
@@ -69,7 +72,16 @@ impl State {
         table.set_max_capacity(handles);
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(FIELDS);
-        Ok(State { table, limits, nn, wasi: wasi.build(), http, egress: Egress, grants: Arc::clone(grants) })
+        Ok(State {
+            table,
+            limits,
+            nn,
+            responses: None,
+            wasi: wasi.build(),
+            http,
+            egress: Egress,
+            grants: Arc::clone(grants),
+        })
     }
 }
 

@@ -4,12 +4,13 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use super::{Answered, CallError, Deadline, Kind, Program};
-use crate::backend::{Port, Signature};
+use crate::backend::{Port, Priority, Signature};
 use crate::instance::state::State;
 use crate::nn::Usage;
 use crate::nn::bindings::PlatformPre;
 use crate::nn::bindings::exports::tenon::function::function as export;
 use crate::nn::bindings::tenon::function::tensors::{NamedTensor, TensorMetadata};
+use crate::nn::responses::Responses;
 use crate::tensor::Tensor;
 
 /// A call of a typed function, free of protocol.
@@ -20,6 +21,8 @@ pub struct Request {
     pub parameters: Vec<(String, Parameter)>,
     /// The outputs that the caller wants; empty for all.
     pub outputs: Vec<String>,
+    /// Who goes first where inferences wait.
+    pub priority: Priority,
 }
 
 /// What a typed function answered.
@@ -55,9 +58,13 @@ impl Program {
     /// # Errors
     /// Where the call fails, or the description makes no sense.
     pub async fn describe(&self, deadline: Deadline) -> Result<Option<Description>, CallError> {
-        let Kind::Typed(pre) = &self.kind else { return Ok(None) };
+        let pre = match &self.kind {
+            Kind::Typed(pre) => pre,
+            Kind::Model(model) => return self.describe_model(model, deadline.at).await.map(Some),
+            Kind::HttpP2(_) | Kind::HttpP3(_) => return Ok(None),
+        };
         let _running = self.running();
-        let mut store = self.store(deadline)?;
+        let mut store = self.store(deadline, Priority::default())?;
         let described = within(deadline, async {
             let guest = pre.instantiate_async(&mut store).await?;
             guest.tenon_function_function().call_describe(&mut store).await
@@ -69,16 +76,28 @@ impl Program {
         }
     }
 
-    /// Calls a typed function in a fresh instance.
-    pub async fn call(&self, request: Request, deadline: Deadline) -> Answered<Reply> {
-        let Kind::Typed(pre) = &self.kind else {
-            return (Err(CallError::Start("the function takes HTTP requests".to_owned())), Usage::default());
+    /// Calls a typed function in a fresh instance. Answers before the last one go to `responses`, where the caller takes
+    /// several.
+    pub async fn call(
+        &self,
+        request: Request,
+        deadline: Deadline,
+        responses: Option<Responses>,
+    ) -> Answered<Reply> {
+        let pre = match &self.kind {
+            Kind::Typed(pre) => pre,
+            Kind::Model(model) => return self.infer(model, request, deadline).await,
+            Kind::HttpP2(_) | Kind::HttpP3(_) => {
+                let error = CallError::Start("the function takes HTTP requests".to_owned());
+                return (Err(error), Usage::default());
+            }
         };
         let _running = self.running();
-        let mut store = match self.store(deadline) {
+        let mut store = match self.store(deadline, request.priority) {
             Ok(store) => store,
             Err(error) => return (Err(error), Usage::default()),
         };
+        store.data_mut().responses = responses;
         let answered = match within(deadline, answer(pre, &mut store, request)).await {
             Some(Ok(answered)) => answered,
             Some(Err(error)) => Err(self.failure(&error, &store.data().limits, deadline)),
@@ -90,7 +109,7 @@ impl Program {
 }
 
 /// The deadline from outside: for guests that wait in the host, where epochs do not reach.
-async fn within<T>(deadline: Deadline, work: impl Future<Output = T>) -> Option<T> {
+pub(super) async fn within<T>(deadline: Deadline, work: impl Future<Output = T>) -> Option<T> {
     // A little later than the epoch's, so that a guest that computes is told apart from one that waits.
     const SLACK: Duration = Duration::from_millis(2);
     tokio::time::timeout_at((deadline.at + SLACK).into(), work).await.ok()

@@ -1,5 +1,6 @@
 //! Bodies: requests collected within limits, responses sent within limits.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -9,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 use http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
 use http_body_util::BodyExt;
+use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -19,9 +21,11 @@ use crate::function::route::StaticResponse;
 use crate::instance::http::{HttpError, ResponseBody};
 use crate::telemetry::Telemetry;
 
-/// A response's body: known whole, or still coming from a guest.
+/// A response's body: known whole, or still coming from a guest or from a protocol that answers in parts.
 pub enum Body {
     Whole(Option<Bytes>),
+    Parts(VecDeque<Bytes>),
+    Stream(UnsyncBoxBody<Bytes, BrokenBody>),
     Guest { body: ResponseBody, left: usize, watch: Option<Watch> },
 }
 
@@ -49,6 +53,8 @@ pub enum BrokenBody {
     Guest(HttpError),
     #[error("the function's answer is longer than it may be")]
     TooLarge,
+    #[error("the answer broke off: {0}")]
+    Protocol(String),
 }
 
 impl BrokenBody {
@@ -57,6 +63,7 @@ impl BrokenBody {
         match self {
             BrokenBody::Guest(_) => "guest-broke-off",
             BrokenBody::TooLarge => "guest-bad-reply",
+            BrokenBody::Protocol(_) => "internal",
         }
     }
 }
@@ -81,6 +88,8 @@ impl HttpBody for Body {
     ) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
         match self.get_mut() {
             Body::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Body::Parts(parts) => Poll::Ready(parts.pop_front().map(|bytes| Ok(Frame::data(bytes)))),
+            Body::Stream(body) => Pin::new(body).poll_frame(context),
             Body::Guest { body, left, watch } => Pin::new(body).poll_frame(context).map(|frame| {
                 let frame = frame?.map_err(BrokenBody::Guest).and_then(|frame| {
                     let length = frame.data_ref().map_or(0, Bytes::len);
@@ -99,6 +108,8 @@ impl HttpBody for Body {
     fn is_end_stream(&self) -> bool {
         match self {
             Body::Whole(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
+            Body::Parts(parts) => parts.is_empty(),
+            Body::Stream(body) => body.is_end_stream(),
             Body::Guest { body, .. } => body.is_end_stream(),
         }
     }
@@ -106,10 +117,15 @@ impl HttpBody for Body {
     fn size_hint(&self) -> SizeHint {
         match self {
             Body::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Body::Parts(parts) => SizeHint::with_exact(parts.iter().map(|part| part.len() as u64).sum()),
+            Body::Stream(body) => body.size_hint(),
             Body::Guest { body, .. } => body.size_hint(),
         }
     }
 }
+
+/// The media type of what answers in JSON.
+pub const JSON: &str = "application/json";
 
 /// A whole answer.
 pub fn text(content_type: &'static str, body: impl Into<Bytes>) -> Response<Body> {
@@ -132,8 +148,8 @@ pub fn problem(problem: &Problem) -> Response<Body> {
     if let Some(seconds) = problem.retry_after_s {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
-    if problem.status == 405 {
-        response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
+    if let Some(allowed) = problem.allowed {
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
     }
     response
 }
@@ -245,7 +261,8 @@ impl Budget {
         Ok(Collected { bytes: bytes.freeze(), share })
     }
 
-    fn share(&self) -> Share {
+    /// A part of it that holds nothing yet.
+    pub fn share(&self) -> Share {
         Share { budget: Arc::clone(&self.0), pages: None, bytes: 0 }
     }
 }

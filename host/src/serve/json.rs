@@ -93,7 +93,7 @@ fn read(
     let parameters = parameters.collect::<Result<Vec<_>, _>>()?;
     let outputs = outputs.into_iter().map(|name| output(name, description));
     let outputs = outputs.collect::<Result<Vec<_>, _>>()?;
-    Ok((id.value(), Request { inputs, parameters, outputs }))
+    Ok((id.value(), Request { inputs, parameters, outputs, ..Request::default() }))
 }
 
 fn wrong(what: &str) -> Refused {

@@ -10,6 +10,19 @@ use crate::instance::CallError;
 pub enum AnswerError {
     #[error("there is no function at `{0}`")]
     FunctionNotFound(String),
+    #[error("there is no model `{0}`")]
+    ModelNotFound(String),
+    #[error("model `{name}` has no version `{version}`; it has version `{there}`")]
+    VersionNotFound { name: String, version: String, there: String },
+    #[error("model `{0}` was unloaded; load it before you call it")]
+    NotReady(String),
+    #[error("loading and unloading models is not allowed here (`models.allow_control` in host.toml)")]
+    ControlForbidden,
+    /// The form of the body.
+    #[error("{0}")]
+    UnsupportedMedia(String),
+    #[error("{0}")]
+    Unsupported(String),
     #[error("`{method}` is not allowed here; use {allowed}")]
     MethodNotAllowed { method: String, allowed: &'static str },
     #[error("{0}")]
@@ -22,6 +35,8 @@ pub enum AnswerError {
     Overloaded,
     #[error("the host is shutting down")]
     Draining,
+    #[error("nothing is deployed yet")]
+    NothingDeployed,
     #[error(transparent)]
     Call(#[from] CallError),
     #[error("the function's answer is longer than the {0} bytes that it may be")]
@@ -46,6 +61,8 @@ pub struct Problem {
     pub detail: String,
     /// Seconds after which another try makes sense.
     pub retry_after_s: Option<u32>,
+    /// The method to use instead, where that is what is wrong.
+    pub allowed: Option<&'static str>,
 }
 
 /// Bytes of a function's own message that are passed on.
@@ -61,7 +78,11 @@ impl AnswerError {
         let mut detail = self.to_string();
         detail.truncate(detail.floor_char_boundary(LONGEST_MESSAGE));
         let retry_after_s = (status == 503).then_some(1);
-        Problem { status, name, detail, retry_after_s }
+        let allowed = match self {
+            AnswerError::MethodNotAllowed { allowed, .. } => Some(*allowed),
+            _ => None,
+        };
+        Problem { status, name, detail, retry_after_s, allowed }
     }
 
     /// The name for metrics: one of a fixed set, where a function's own codes have no bound.
@@ -72,12 +93,18 @@ impl AnswerError {
     fn meaning(&self) -> (u16, &'static str) {
         match self {
             AnswerError::FunctionNotFound(_) => (404, "function-not-found"),
+            AnswerError::ModelNotFound(_) | AnswerError::VersionNotFound { .. } => (404, "model-not-found"),
+            AnswerError::NotReady(_) => (503, "not-ready"),
+            AnswerError::ControlForbidden => (403, "control-forbidden"),
+            AnswerError::UnsupportedMedia(_) => (415, "unsupported-media"),
+            AnswerError::Unsupported(_) => (501, "unsupported"),
             AnswerError::MethodNotAllowed { .. } => (405, "method-not-allowed"),
             AnswerError::InvalidInput(_) => (400, "invalid-input"),
             AnswerError::TooLarge(_) => (413, "too-large"),
             AnswerError::SlowBody(_) => (408, "slow-body"),
             AnswerError::Overloaded => (503, "overloaded"),
             AnswerError::Draining => (503, "draining"),
+            AnswerError::NothingDeployed => (503, "not-ready"),
             AnswerError::Call(error) => call(error),
             AnswerError::ReplyTooLarge(_) => (502, "guest-bad-reply"),
             AnswerError::Internal => (500, "internal"),
@@ -88,7 +115,15 @@ impl AnswerError {
     pub fn is_fault(&self) -> bool {
         match self {
             AnswerError::Call(CallError::Raised { .. })
+            | AnswerError::Call(CallError::Input(_) | CallError::Queue(_))
             | AnswerError::FunctionNotFound(_)
+            | AnswerError::ModelNotFound(_)
+            | AnswerError::VersionNotFound { .. }
+            | AnswerError::NotReady(_)
+            | AnswerError::NothingDeployed
+            | AnswerError::ControlForbidden
+            | AnswerError::UnsupportedMedia(_)
+            | AnswerError::Unsupported(_)
             | AnswerError::MethodNotAllowed { .. }
             | AnswerError::InvalidInput(_)
             | AnswerError::TooLarge(_)
@@ -113,6 +148,11 @@ fn call(error: &CallError) -> (u16, &'static str) {
         CallError::OverMemory(_) => (502, "guest-over-memory"),
         CallError::BadReply(_) => (502, "guest-bad-reply"),
         CallError::Start(_) => (500, "internal"),
+        CallError::Input(_) => (400, "invalid-input"),
+        CallError::Unavailable(_) => (502, "model-unavailable"),
+        CallError::OverBudget(_) => (503, "over-memory-budget"),
+        CallError::Queue(_) => (503, "overloaded"),
+        CallError::Inference(_) => (502, "inference-failed"),
         // What a function says of itself goes, within what is an error at all.
         CallError::Raised { status, .. } => {
             (status.filter(|status| (400..=599).contains(status)).unwrap_or(422), "function-error")

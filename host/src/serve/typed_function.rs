@@ -1,17 +1,18 @@
 //! Typed functions on an HTTP route: JSON tensors, or a raw body where the function takes one.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
 use super::body::{self, Body, Budget, Collected, Share};
+use super::call::Caller;
 use super::json::{Refused, TooLong};
 use super::status::AnswerError;
-use super::{Trace, deadline, is_post, json};
-use crate::function::{Function, Permit};
+use super::{Server, Trace, is_post, json};
+use crate::function::Function;
 use crate::instance::CallError;
 use crate::instance::typed::{self, Description, Reply};
 use crate::tensor::{Datatype, Tensor};
@@ -21,7 +22,7 @@ pub struct Call {
     request: typed::Request,
     form: Form,
     /// The tensors hold the body, so its share of the budget is held as long.
-    _share: Share,
+    share: Share,
 }
 
 enum Form {
@@ -70,14 +71,14 @@ fn from_json(collected: Collected, function: &Function) -> Result<Call, AnswerEr
     })?;
     // From here on the tensors are held in place of the body.
     share.shrink(bytes.len());
-    Ok(Call { request, form: Form::Json { id }, _share: share })
+    Ok(Call { request, form: Form::Json { id }, share })
 }
 
 /// JSON and tensors beyond this many bytes are not worked on by an async thread, which others wait for.
 const LONG: usize = 256 << 10;
 
 /// Does work on so many bytes where it holds up nobody else.
-async fn aside<T: Send + 'static>(
+pub(super) async fn aside<T: Send + 'static>(
     bytes: usize,
     work: impl FnOnce() -> Result<T, AnswerError> + Send + 'static,
 ) -> Result<T, AnswerError> {
@@ -92,37 +93,27 @@ async fn aside<T: Send + 'static>(
 /// # Errors
 /// Where the guest fails, or answers what it did not describe.
 pub async fn answer(
+    server: &Server,
     function: &Arc<Function>,
     call: Call,
-    permit: Permit,
     trace: &mut Trace,
 ) -> Result<Response<Body>, AnswerError> {
+    let Call { request, form, share } = call;
     let revision = &function.revision;
+    let outcome = server.infer(function, request, Caller { deadline: None, share }, trace).await?;
     let description = revision.description.as_ref().ok_or(AnswerError::Internal)?;
-    let wanted = call.request.outputs.clone();
-    let running = Instant::now();
-    let (reply, usage) = revision.program.call(call.request, deadline(function)).await;
-    trace.run = running.elapsed();
-    trace.usage = usage;
-    let mut reply = reply?;
-    if !wanted.is_empty() {
-        reply.outputs.retain(|(name, _)| wanted.contains(name));
-    }
-    check(&reply, description, &wanted).map_err(|reason| AnswerError::Call(CallError::BadReply(reason)))?;
-    let id = match (call.form, &description.answers) {
+    let id = match (form, &description.answers) {
         (Form::Raw, Some(media_type)) => {
-            return raw_answer(&reply, media_type, revision.response_body_bytes);
+            return raw_answer(&outcome.reply, media_type, revision.response_body_bytes);
         }
         (Form::Raw, None) => None,
         (Form::Json { id }, _) => id,
     };
-    let bytes = reply.outputs.iter().map(|(_, tensor)| tensor.data().len()).sum();
+    let bytes = outcome.reply.outputs.iter().map(|(_, tensor)| tensor.data().len()).sum();
     let function = Arc::clone(function);
     let write = move || {
-        // Until its answer is written, an instance's tensors are held.
-        let _permit = permit;
         let limit = function.revision.response_body_bytes;
-        let body = json::reply(&function.name, id.as_deref(), &reply, limit);
+        let body = json::reply(&function.name, id.as_deref(), &outcome.reply, limit);
         body.map_err(|TooLong| AnswerError::ReplyTooLarge(limit))
     };
     Ok(body::text("application/json", aside(bytes, write).await?))
@@ -176,7 +167,7 @@ fn raw(collected: Collected, description: &Description) -> Result<Call, AnswerEr
     let inputs =
         json::in_order(vec![(port.name.clone(), tensor)], description).map_err(AnswerError::InvalidInput)?;
     let request = typed::Request { inputs, ..typed::Request::default() };
-    Ok(Call { request, form: Form::Raw, _share: share })
+    Ok(Call { request, form: Form::Raw, share })
 }
 
 fn rank(port: &crate::backend::Port) -> usize {
@@ -198,37 +189,4 @@ fn raw_answer(reply: &Reply, media_type: &str, limit: usize) -> Result<Response<
         HeaderValue::from_str(media_type).map_err(|_| wrong("its media type is not a header value"))?;
     response.headers_mut().insert(CONTENT_TYPE, media_type);
     Ok(response)
-}
-
-/// A function answers what it described: names, datatypes, shapes, each once.
-fn check(reply: &Reply, description: &Description, wanted: &[String]) -> Result<(), String> {
-    for (index, (name, tensor)) in reply.outputs.iter().enumerate() {
-        let port = description.signature.outputs.iter().find(|port| port.name == *name);
-        let port = port.ok_or_else(|| format!("it answered an output `{name}` that it did not describe"))?;
-        if reply.outputs[..index].iter().any(|(earlier, _)| earlier == name) {
-            return Err(format!("it answered the output `{name}` twice"));
-        }
-        if tensor.datatype() != port.datatype {
-            return Err(format!("its output `{name}` is {}, not {}", tensor.datatype(), port.datatype));
-        }
-        if let Some(shape) = &port.shape {
-            let fits = shape.len() == tensor.shape().len()
-                && shape.iter().zip(tensor.shape()).all(|(want, have)| want.is_none_or(|want| want == *have));
-            if !fits {
-                let described = crate::backend::validate::shape_text(shape);
-                return Err(format!(
-                    "its output `{name}` has the shape {:?}, not {described}",
-                    tensor.shape()
-                ));
-            }
-        }
-    }
-    let missing = description.signature.outputs.iter().find(|port| {
-        (wanted.is_empty() || wanted.contains(&port.name))
-            && !reply.outputs.iter().any(|(name, _)| *name == port.name)
-    });
-    match missing {
-        Some(port) => Err(format!("it did not answer its output `{}`", port.name)),
-        None => Ok(()),
-    }
 }

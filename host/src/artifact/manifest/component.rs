@@ -34,7 +34,8 @@ pub(super) fn read_all(root: &mut Table<'_>, reading: &mut Reading<'_>) -> Vec<C
 
 /// Reads one component, inline or not.
 pub(super) fn read(t: &mut Table<'_>, id: String, line: usize, reading: &mut Reading<'_>) -> Component {
-    let source = t.required("source", "source = \"path/to/component.wasm\"");
+    let source = t.value("source");
+    let has_source = source.is_some();
     let mut component = Component {
         id,
         description: t.string("description"),
@@ -45,6 +46,7 @@ pub(super) fn read(t: &mut Table<'_>, id: String, line: usize, reading: &mut Rea
         variables: variables(t, reading),
         build: t.table("build", |t| build(t, reading)),
         models: BTreeMap::new(),
+        model_name: None,
         limits: super::Limits::default(),
         line,
     };
@@ -60,11 +62,39 @@ pub(super) fn read(t: &mut Table<'_>, id: String, line: usize, reading: &mut Rea
     if let Some(value) = t.value("tool") {
         tool::read(&value, &mut component, reading);
     }
+    if !has_source {
+        without_source(t, &mut component);
+    }
     for (name, value) in t.entries("profile") {
         value.table(|t| profile(t, &name, &mut component, reading));
         reading.profiles.push(name);
     }
     component
+}
+
+/// A component without code is its one model, for which nothing else means anything.
+fn without_source(t: &Table<'_>, component: &mut Component) {
+    let code = [
+        ("build", component.build.is_some()),
+        ("files", !component.files.is_empty()),
+        ("environment", !component.environment.is_empty()),
+        ("variables", !component.variables.is_empty()),
+    ];
+    let code = code.into_iter().find(|(_, there)| *there);
+    match (component.models.len(), code) {
+        (1, None) => component.source = Source::Model,
+        (1, Some((key, _))) => t.refuse(&format!(
+            "{} lacks `source`; add `source = \"path/to/component.wasm\"`, or remove `{key}` to serve its model as it \
+             is",
+            t.shown()
+        )),
+        (0, _) => t.refuse(&format!("{} lacks `source`; add `source = \"path/to/component.wasm\"`", t.shown())),
+        (many, _) => t.refuse(&format!(
+            "{} lacks `source` and has {many} models: without code, a component serves exactly one; add a `source`, \
+             or give each model a component of its own",
+            t.shown()
+        )),
+    }
 }
 
 /// Stands in for a source that has been refused; nobody gets to see it.

@@ -103,7 +103,9 @@ fn warn_of_unused(manifest: &mut Manifest) {
         let targets = manifest.triggers.iter().map(|trigger| &trigger.target);
         targets.into_iter().any(|target| matches!(target, Target::Component(used) if used == id))
     };
-    let unused = manifest.components.iter().filter(|component| !is_used(&component.id));
+    // A model without code is called by its name.
+    let has_code = |component: &&super::Component| component.source != super::Source::Model;
+    let unused = manifest.components.iter().filter(has_code).filter(|component| !is_used(&component.id));
     let warnings: Vec<_> = unused
         .map(|component| format!("line {}: no trigger uses the component `{}`", component.line, component.id))
         .collect();

@@ -36,6 +36,15 @@ fn tenon(t: &mut Table<'_>, component: &mut Component, reading: &Reading<'_>) {
             component.models.insert(name, model);
         }
     }
+    if let Some(value) = t.value("model_name") {
+        component.model_name = value.string();
+        if component.model_name.as_deref().is_some_and(|name| !names::is_model(name)) {
+            value.refuse(&format!(
+                "`{}` cannot be a model's name; use 1 to 64 of A-Z, a-z, 0-9, `.`, `_` and `-`",
+                value.path()
+            ));
+        }
+    }
     if let Some(limits) = t.table("limits", limits) {
         component.limits = limits;
     }
@@ -48,6 +57,7 @@ fn limits(t: &mut Table<'_>) -> Limits {
         concurrency: t.number("concurrency", bounds::CONCURRENCY, ""),
         request_body_mib: t.number("request_body_mib", bounds::BODY_MIB, "MiB"),
         response_body_mib: t.number("response_body_mib", bounds::BODY_MIB, "MiB"),
+        response_cache_mib: t.number("response_cache_mib", bounds::CACHE_MIB, "MiB"),
     }
 }
 
@@ -91,17 +101,23 @@ fn inferred(t: &mut Table<'_>, path: &Path) -> Option<Encoding> {
     if t.value("encoding").is_some() {
         return None;
     }
+    let encoding = encoding_of(path);
+    if encoding.is_none() {
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        t.refuse(&format!(
+            "the encoding of `{file}` cannot be told from its name; add `encoding = \"onnx\"` or \
+             `encoding = \"openvino\"`"
+        ));
+    }
+    encoding
+}
+
+/// The encoding that the file's extension stands for.
+pub(super) fn encoding_of(path: &Path) -> Option<Encoding> {
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("onnx") => Some(Encoding::Onnx),
         Some("xml") => Some(Encoding::Openvino),
-        _ => {
-            let file = path.file_name().unwrap_or_default().to_string_lossy();
-            t.refuse(&format!(
-                "the encoding of `{file}` cannot be told from its name; add `encoding = \"onnx\"` or \
-                 `encoding = \"openvino\"`"
-            ));
-            None
-        }
+        _ => None,
     }
 }
 

@@ -151,7 +151,7 @@ fn mounts(manifest: &Manifest) -> Vec<Finding> {
 fn known_files(component: &Component) -> Vec<PathBuf> {
     let source = match &component.source {
         Source::Path(path) => Some(path),
-        Source::Url { .. } => None,
+        Source::Url { .. } | Source::Model => None,
     };
     let models = component.models.values();
     let models = models.flat_map(|model| std::iter::once(&model.path).chain(&model.weights));

@@ -117,7 +117,8 @@ impl<'a> Table<'a> {
         self.ignored = true;
     }
 
-    fn shown(&self) -> String {
+    /// The table's path, as errors name it.
+    pub(crate) fn shown(&self) -> String {
         match self.path.as_str() {
             "" => "the file".to_owned(),
             path => format!("`{path}`"),

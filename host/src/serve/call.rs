@@ -1,0 +1,291 @@
+//! A call of a function that takes tensors, whatever protocol it came by: from its inputs to its checked outputs.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::body::Share;
+use super::status::AnswerError;
+use super::{Server, Trace};
+use crate::backend::Priority;
+use crate::backend::validate::shape_text;
+use crate::function::cache;
+use crate::function::statistics::Parts;
+use crate::function::{Function, Permit, Snapshot};
+use crate::instance::typed::{Description, Parameter, Reply, Request};
+use crate::instance::{CallError, Deadline};
+use crate::nn::responses::Responses;
+use crate::tensor::Tensor;
+
+/// Who calls.
+pub struct Caller {
+    /// When the caller stops waiting, where it says so.
+    pub deadline: Option<Instant>,
+    /// Room for the request, which the tensors hold.
+    pub share: Share,
+}
+
+/// What was answered.
+pub struct Outcome {
+    pub reply: Reply,
+    /// Until the answer is written, an instance's tensors are held.
+    _permit: Option<Permit>,
+    _share: Share,
+}
+
+/// The parameter that says who goes first: 1 is the first. Triton's schedule policy names it so, and the next.
+const PRIORITY: &str = "priority";
+/// Microseconds after which the caller stops waiting.
+const TIMEOUT: &str = "timeout";
+
+impl Server {
+    /// The function that the Open Inference Protocol calls `name`, in `version` where that is not empty.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn model<'a>(
+        &self,
+        snapshot: &'a Snapshot,
+        name: &str,
+        version: &str,
+    ) -> Result<&'a Arc<Function>, AnswerError> {
+        let function =
+            snapshot.models.get(name).ok_or_else(|| AnswerError::ModelNotFound(name.to_owned()))?;
+        if !version.is_empty() && version != function.version {
+            let (name, version) = (name.to_owned(), version.to_owned());
+            return Err(AnswerError::VersionNotFound { name, version, there: function.version.clone() });
+        }
+        Ok(function)
+    }
+
+    /// Whether calls are taken.
+    pub fn is_ready(&self) -> bool {
+        self.functions.published() && !self.draining()
+    }
+
+    /// Whether calls of this function are taken. Its graphs need not be in memory for that.
+    pub fn is_model_ready(&self, function: &Function) -> bool {
+        self.is_ready() && function.is_ready()
+    }
+
+    /// Calls a function: from the cache where it keeps answers, else in an instance of its own.
+    ///
+    /// # Errors
+    /// Where it takes no calls now, the guest or the inference fails, or it answers what it did not describe.
+    pub async fn infer(
+        &self,
+        function: &Arc<Function>,
+        request: Request,
+        caller: Caller,
+        trace: &mut Trace,
+    ) -> Result<Outcome, AnswerError> {
+        self.infer_streaming(function, request, caller, None, trace).await
+    }
+
+    /// Calls a function as [`Server::infer`] does. What it answers before its last answer goes to `responses`; where
+    /// the one who takes them drops the receiver, the function is told so.
+    ///
+    /// # Errors
+    /// As [`Server::infer`].
+    pub async fn infer_streaming(
+        &self,
+        function: &Arc<Function>,
+        mut request: Request,
+        caller: Caller,
+        responses: Option<Responses>,
+        trace: &mut Trace,
+    ) -> Result<Outcome, AnswerError> {
+        let started = Instant::now();
+        if self.draining() {
+            return Err(AnswerError::Draining);
+        }
+        if !function.is_ready() {
+            return Err(AnswerError::NotReady(function.model.clone()));
+        }
+        let asked = schedule(&mut request)?;
+        let deadline = deadline(function, started, [caller.deadline, asked]);
+        // A function that answers more than once has answers that the cache does not hold.
+        let cache = function.cache.as_ref().filter(|_| !function.revision.program.streams());
+        let key = cache.map(|cache| (cache, cache::key(&request)));
+        if let Some((cache, key)) = &key
+            && let Some(reply) = cache.get(key)
+        {
+            function.statistics.hit(started.elapsed());
+            function.metrics.cache_hits.inc();
+            return Ok(Outcome { reply, _permit: None, _share: caller.share });
+        }
+        let missed = started.elapsed();
+        let answered = self.compute(function, request, deadline, responses, trace).await;
+        let (reply, permit) = match answered {
+            Ok(answered) => answered,
+            Err(error) => {
+                function.statistics.failed(started.elapsed());
+                return Err(error);
+            }
+        };
+        function.statistics.succeeded(&parts(trace, started));
+        if let Some((cache, key)) = key {
+            let keeping = Instant::now();
+            cache.put(key, &reply);
+            function.statistics.missed(missed + keeping.elapsed());
+            function.metrics.cache_misses.inc();
+        }
+        Ok(Outcome { reply, _permit: Some(permit), _share: caller.share })
+    }
+
+    async fn compute(
+        &self,
+        function: &Arc<Function>,
+        request: Request,
+        deadline: Deadline,
+        responses: Option<Responses>,
+        trace: &mut Trace,
+    ) -> Result<(Reply, Permit), AnswerError> {
+        let revision = &function.revision;
+        let description = revision.description.as_ref().ok_or(AnswerError::Internal)?;
+        let late = || AnswerError::Call(CallError::DeadlineExceeded(deadline.ms));
+        let permit = tokio::time::timeout_at(deadline.at.into(), self.acquire(function, trace));
+        let permit = permit.await.map_err(|_| late())??;
+        let wanted = request.outputs.clone();
+        let running = Instant::now();
+        let (reply, usage) = revision.program.call(request, deadline, responses).await;
+        trace.run = running.elapsed();
+        trace.usage = usage;
+        let mut reply = reply?;
+        if !wanted.is_empty() {
+            reply.outputs.retain(|(name, _)| wanted.contains(name));
+        }
+        check(&reply, description, &wanted)
+            .map_err(|reason| AnswerError::Call(CallError::BadReply(reason)))?;
+        Ok((reply, permit))
+    }
+
+    /// Loads the graphs of a function's models, and has it take calls.
+    ///
+    /// # Errors
+    /// Where the operator does not allow it, or a graph cannot be loaded.
+    pub async fn load(&self, function: &Arc<Function>) -> Result<(), AnswerError> {
+        self.may_control()?;
+        function.revision.program.load_models().await.map_err(AnswerError::Call)?;
+        function.unloaded.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    /// Has a function take no calls until it is loaded again, and its graphs leave memory where nobody else uses them.
+    ///
+    /// # Errors
+    /// Where the operator does not allow it.
+    pub async fn unload(&self, function: &Arc<Function>) -> Result<(), AnswerError> {
+        self.may_control()?;
+        function.unloaded.store(true, Ordering::Release);
+        function.revision.program.unload_models().await;
+        Ok(())
+    }
+
+    fn may_control(&self) -> Result<(), AnswerError> {
+        if self.limits.model_control { Ok(()) } else { Err(AnswerError::ControlForbidden) }
+    }
+}
+
+/// Takes what a request says of its own scheduling out of its parameters. Answers when its caller stops waiting.
+fn schedule(request: &mut Request) -> Result<Option<Instant>, AnswerError> {
+    let mut deadline = None;
+    let number = |name: &str, value: &Parameter| {
+        let number = match value {
+            Parameter::Int64(number) => u64::try_from(*number).ok(),
+            Parameter::Uint64(number) => Some(*number),
+            Parameter::Bool(_) | Parameter::Double(_) | Parameter::Text(_) => None,
+        };
+        number.ok_or_else(|| {
+            AnswerError::InvalidInput(format!("the parameter `{name}` is not a whole number from 0 on"))
+        })
+    };
+    for (name, value) in &request.parameters {
+        if name == PRIORITY {
+            request.priority = Priority(u32::try_from(number(name, value)?).unwrap_or(u32::MAX));
+        } else if name == TIMEOUT {
+            let wait = Duration::from_micros(number(name, value)?);
+            // 0 stands for none.
+            deadline = (!wait.is_zero()).then(|| Instant::now().checked_add(wait)).flatten();
+        }
+    }
+    request.parameters.retain(|(name, _)| name != PRIORITY && name != TIMEOUT);
+    Ok(deadline)
+}
+
+/// The earliest of the function's own deadline and the caller's.
+fn deadline(function: &Function, started: Instant, callers: [Option<Instant>; 2]) -> Deadline {
+    let own = started + Duration::from_millis(function.revision.deadline_ms);
+    let at = callers.into_iter().flatten().fold(own, Instant::min);
+    let ms = at.saturating_duration_since(started).as_millis();
+    Deadline { at, ms: u64::try_from(ms).unwrap_or(u64::MAX) }
+}
+
+fn parts(trace: &Trace, started: Instant) -> Parts {
+    let usage = &trace.usage;
+    let guest = trace.run.saturating_sub(usage.before + usage.after);
+    Parts {
+        total: started.elapsed(),
+        queue: trace.queue + usage.queue,
+        input: usage.before,
+        infer: guest.saturating_sub(usage.queue),
+        output: usage.after,
+        led: usage.led,
+        batch: usage.batch,
+    }
+}
+
+/// An answer before the last one: any of the outputs that the function describes and the caller wants.
+///
+/// # Errors
+/// Where the function does not describe them so.
+pub fn partial(
+    function: &Function,
+    wanted: &[String],
+    mut outputs: Vec<(String, Tensor)>,
+) -> Result<Reply, AnswerError> {
+    let description = function.revision.description.as_ref().ok_or(AnswerError::Internal)?;
+    let wrong = |reason| AnswerError::Call(CallError::BadReply(reason));
+    check_described(&outputs, description).map_err(wrong)?;
+    outputs.retain(|(name, _)| wanted.is_empty() || wanted.contains(name));
+    Ok(Reply { outputs, ..Reply::default() })
+}
+
+/// A function answers what it described: each output that is wanted, once.
+fn check(reply: &Reply, description: &Description, wanted: &[String]) -> Result<(), String> {
+    check_described(&reply.outputs, description)?;
+    let missing = description.signature.outputs.iter().find(|port| {
+        (wanted.is_empty() || wanted.contains(&port.name))
+            && !reply.outputs.iter().any(|(name, _)| *name == port.name)
+    });
+    match missing {
+        Some(port) => Err(format!("it did not answer its output `{}`", port.name)),
+        None => Ok(()),
+    }
+}
+
+/// Names, datatypes and shapes are the described ones.
+fn check_described(outputs: &[(String, Tensor)], description: &Description) -> Result<(), String> {
+    for (index, (name, tensor)) in outputs.iter().enumerate() {
+        let port = description.signature.outputs.iter().find(|port| port.name == *name);
+        let port = port.ok_or_else(|| format!("it answered an output `{name}` that it did not describe"))?;
+        if outputs[..index].iter().any(|(earlier, _)| earlier == name) {
+            return Err(format!("it answered the output `{name}` twice"));
+        }
+        if tensor.datatype() != port.datatype {
+            return Err(format!("its output `{name}` is {}, not {}", tensor.datatype(), port.datatype));
+        }
+        if let Some(shape) = &port.shape {
+            let fits = shape.len() == tensor.shape().len()
+                && shape.iter().zip(tensor.shape()).all(|(want, have)| want.is_none_or(|want| want == *have));
+            if !fits {
+                let described = shape_text(shape);
+                return Err(format!(
+                    "its output `{name}` has the shape {:?}, not {described}",
+                    tensor.shape()
+                ));
+            }
+        }
+    }
+    Ok(())
+}

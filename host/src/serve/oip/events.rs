@@ -1,0 +1,131 @@
+//! The answers of one call as they come, for protocols that take several.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use hyper::body::{Body as HttpBody, Frame};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::super::call::{self, Caller, Outcome};
+use super::super::status::AnswerError;
+use super::super::{Server, Trace};
+use crate::function::Function;
+use crate::instance::typed::{Reply, Request};
+use crate::tensor::Tensor;
+
+/// Answers that may wait for the caller to take them, before the function waits.
+const WAITING: usize = 4;
+
+/// A call that runs, and its answers. The call ends when this is dropped.
+pub struct Answers {
+    function: Arc<Function>,
+    wanted: Vec<String>,
+    coming: mpsc::Receiver<Vec<(String, Tensor)>>,
+    call: Option<JoinHandle<(Result<Outcome, AnswerError>, Trace)>>,
+    /// What the call has used, once it has ended.
+    pub trace: Trace,
+}
+
+/// One answer, and what is held until it is written.
+pub struct Answer {
+    pub reply: Reply,
+    _outcome: Option<Outcome>,
+}
+
+impl Answers {
+    /// Begins a call.
+    pub fn of(server: &Arc<Server>, function: &Arc<Function>, request: Request, caller: Caller) -> Answers {
+        let (sender, coming) = mpsc::channel(WAITING);
+        let wanted = request.outputs.clone();
+        let trace = Trace { function: Some(Arc::clone(function)), ..Trace::default() };
+        let call = tokio::spawn({
+            let (server, function, mut trace) = (Arc::clone(server), Arc::clone(function), trace.clone());
+            async move {
+                let answered =
+                    server.infer_streaming(&function, request, caller, Some(sender), &mut trace).await;
+                (answered, trace)
+            }
+        });
+        Answers { function: Arc::clone(function), wanted, coming, call: Some(call), trace }
+    }
+
+    /// The next answer; after the last one, or an error, there is none.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Answer, AnswerError>>> {
+        if self.call.is_none() {
+            return Poll::Ready(None);
+        }
+        if let Some(outputs) = ready!(self.coming.poll_recv(context)) {
+            let reply = call::partial(&self.function, &self.wanted, outputs);
+            if reply.is_err() {
+                self.end();
+            }
+            return Poll::Ready(Some(reply.map(|reply| Answer { reply, _outcome: None })));
+        }
+        // Nobody can send any more: the call is at its end.
+        let Some(call) = &mut self.call else { return Poll::Ready(None) };
+        let ended = ready!(Pin::new(call).poll(context));
+        self.call = None;
+        let Ok((answered, trace)) = ended else { return Poll::Ready(Some(Err(AnswerError::Internal))) };
+        self.trace = trace;
+        Poll::Ready(Some(answered.map(|mut outcome| {
+            let reply = std::mem::take(&mut outcome.reply);
+            Answer { reply, _outcome: Some(outcome) }
+        })))
+    }
+
+    /// The next answer; after the last one, or an error, there is none.
+    pub async fn next(&mut self) -> Option<Result<Answer, AnswerError>> {
+        std::future::poll_fn(|context| self.poll_next(context)).await
+    }
+
+    fn end(&mut self) {
+        if let Some(call) = self.call.take() {
+            call.abort();
+        }
+    }
+}
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Writes an answer, or an error, as what is sent.
+type Write = Box<dyn FnMut(Result<Answer, AnswerError>) -> Bytes + Send>;
+
+/// A body of one part for each answer.
+pub struct Events {
+    answers: Answers,
+    ready: VecDeque<Bytes>,
+    write: Write,
+}
+
+impl Events {
+    /// A body that begins with `first`, which was taken from `answers` already.
+    pub fn new(answers: Answers, first: Answer, mut write: Write) -> Events {
+        let ready = VecDeque::from([write(Ok(first))]);
+        Events { answers, ready, write }
+    }
+}
+
+impl HttpBody for Events {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if let Some(bytes) = self.ready.pop_front() {
+            return Poll::Ready(Some(Ok(Frame::data(bytes))));
+        }
+        let answer = ready!(self.answers.poll_next(context));
+        Poll::Ready(answer.map(|answer| Ok(Frame::data((self.write)(answer)))))
+    }
+}
