@@ -12,6 +12,7 @@ mod examples;
 mod limits;
 mod manifest;
 mod nn;
+mod oip;
 mod request;
 mod residency;
 mod stock;

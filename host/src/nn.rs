@@ -226,6 +226,9 @@ impl Session {
         }
         let mut timed = Timed { meter: self.meter.clone(), metrics: held.metrics.clone(), started };
         let outputs = held.lease.infer(inputs, self.deadline).await;
+        if outputs.is_ok() {
+            self.meter.lock().led += 1;
+        }
         // Inputs that do not fit never reach the backend: that is no inference.
         if matches!(outputs, Err(RunError::Input(_))) {
             timed.metrics = None;

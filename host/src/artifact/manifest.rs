@@ -292,7 +292,9 @@ fn read(root: &mut Table<'_>, path: PathBuf, options: &Options<'_>) -> Manifest 
     let (profiles, warnings) = Default::default();
     let mut reading = Reading { dir: &dir, options, variables, profiles, warnings };
     manifest.components = component::read_all(root, &mut reading);
-    let drafts = triggers::read_all(root, &mut reading);
+    // A model without code is called by its name.
+    let needed = !manifest.components.iter().any(|component| component.source == Source::Model);
+    let drafts = triggers::read_all(root, needed, &mut reading);
     check_profile(root, &reading);
     manifest.warnings = reading.warnings;
     normal::complete(&mut manifest, drafts);

@@ -107,7 +107,7 @@ fn warn_of_unused(manifest: &mut Manifest) {
     let has_code = |component: &&super::Component| component.source != super::Source::Model;
     let unused = manifest.components.iter().filter(has_code).filter(|component| !is_used(&component.id));
     let warnings: Vec<_> = unused
-        .map(|component| format!("line {}: no trigger uses the component `{}`", component.line, component.id))
+        .map(|component| format!("line {}: no trigger uses the component `{}`: only a typed function can be called without one", component.line, component.id))
         .collect();
     manifest.warnings.extend(warnings);
 }

@@ -37,9 +37,10 @@ pub(super) enum DraftTarget<'a> {
     Wrong,
 }
 
-/// Reads all triggers in the order of the file.
-pub(super) fn read_all<'a>(root: &mut Table<'a>, reading: &mut Reading<'_>) -> Vec<Draft<'a>> {
-    let Some(types) = root.required("trigger", "[[trigger.http]]") else { return Vec::new() };
+/// Reads all triggers in the order of the file; there may be none where they are not `needed`.
+pub(super) fn read_all<'a>(root: &mut Table<'a>, needed: bool, reading: &mut Reading<'_>) -> Vec<Draft<'a>> {
+    let types = if needed { root.required("trigger", "[[trigger.http]]") } else { root.value("trigger") };
+    let Some(types) = types else { return Vec::new() };
     let mut drafts = Vec::new();
     for (name, list) in types.entries() {
         let Some((kind_name, kind)) = TYPES.iter().find(|(known, _)| *known == name) else {
