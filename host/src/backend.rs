@@ -15,6 +15,7 @@ use thiserror::Error;
 use crate::tensor::{Datatype, Tensor};
 
 pub mod available;
+pub mod batch;
 #[cfg(any(feature = "rten", feature = "tract"))]
 pub mod onnx;
 #[cfg(feature = "onnxruntime")]
@@ -104,15 +105,6 @@ pub struct ModelFile {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Priority(pub u32);
 
-/// How calls of a graph are joined into one run, along their first dimension.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Batching {
-    /// Rows of one run at most.
-    pub max_size: usize,
-    /// How long a call waits at most for others to join it.
-    pub max_delay: Duration,
-}
-
 /// One input or output of a graph.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Port {
@@ -153,6 +145,11 @@ pub trait Backend: Send + Sync {
 /// A model loaded into a backend, shared by every caller that was granted the model.
 pub trait Graph: Send + Sync {
     fn signature(&self) -> &Signature;
+
+    /// Whether the engine prepares itself for every shape that it meets, so that batches should be of few sizes.
+    fn prefers_few_shapes(&self) -> bool {
+        false
+    }
 
     /// Runs the graph once. `inputs` hold one tensor for each input of the signature, in its order, already
     /// checked by [`validate::inputs`]; the outputs come in the signature's order. Blocks; callers bound how

@@ -17,6 +17,7 @@ pub mod build;
 pub mod doctor;
 pub mod new;
 pub mod progress;
+pub mod tune;
 pub mod up;
 pub mod watch;
 
@@ -38,6 +39,8 @@ enum Command {
     Build(build::BuildArgs),
     /// Serves the app of a spin.toml on this machine.
     Up(up::UpArgs),
+    /// Measures batch sizes, delays and threads for a model, and recommends settings.
+    Tune(tune::TuneArgs),
     /// Shows inference backends, and obtains their libraries.
     Backend(backend::BackendArgs),
     /// Tells what is wrong with a setup, and the command that mends it.
@@ -61,12 +64,15 @@ pub fn run() -> anyhow::Result<()> {
     }
     let config = Config::load(cli.config.as_deref())?;
     let json = config.log.format == config::LogFormat::Json;
-    let filter = config::log_filter().unwrap_or_else(|| "warn,tenon=info".to_owned());
+    // Loads and evictions are the host's news, not a measurement's.
+    let usual = if matches!(cli.command, Command::Tune(_)) { "warn" } else { "warn,tenon=info" };
+    let filter = config::log_filter().unwrap_or_else(|| usual.to_owned());
     crate::telemetry::start_log(json, &filter);
     let progress = Progress::stderr(config::no_color());
     match cli.command {
         Command::New(args) => new::run(&args, &progress),
         Command::Build(args) => runtime()?.block_on(build::run(&args, &progress)),
+        Command::Tune(args) => runtime()?.block_on(tune::run(&args, config, &progress)),
         Command::Up(args) => runtime()?.block_on(up::run(args, config, &progress)),
         Command::Backend(args) => {
             let libraries = trusted_libraries(&config)?;

@@ -13,7 +13,8 @@ use crate::artifact::manifest::{
     Component, Files, Manifest, ManifestErrors, Source, Target as TriggerTarget,
 };
 use crate::backend::available::ChooseError;
-use crate::backend::residency::Residency;
+use crate::backend::batch::check_batchable;
+use crate::backend::residency::{AcquireError, Model, Residency};
 use crate::backend::vet::{VetError, hex};
 use crate::config::Config;
 use crate::function::revision::ModelSummary;
@@ -76,6 +77,10 @@ pub enum ModelError {
     Choose(#[from] ChooseError),
     #[error("backend `{backend}` refuses it: {source}")]
     Vet { backend: &'static str, source: VetError },
+    #[error("its calls cannot be joined (`batching`): {0}")]
+    Batching(String),
+    #[error(transparent)]
+    Acquire(#[from] AcquireError),
     #[error(
         "it needs {needed_mib} MiB in memory for {concurrency} callers at once, which is more than the {budget_mib} MiB for all models together (`models.memory_budget_mib` in host.toml)"
     )]
@@ -124,7 +129,7 @@ impl Deployer {
         let mut errors = Vec::new();
         for component in &app.components {
             let name = app.function(component);
-            match self.function(&name, component, &files, report).await {
+            match self.function(app, component, &files, report).await {
                 Ok(function) if same_model_name(&functions, &function) => {
                     errors.push((name, DeployError::SameModelName(function.model)));
                 }
@@ -143,15 +148,15 @@ impl Deployer {
 
     async fn function(
         &self,
-        name: &str,
+        app: &Manifest,
         component: &Component,
         files: &Files,
         report: &(dyn Fn(Step) + Sync),
     ) -> Result<Function, DeployError> {
         let limits = self.limits(component)?;
-        let revision = self.revision(name, component, files, &limits, report).await?;
+        let revision = self.revision(app, component, files, &limits, report).await?;
         let settings = Settings {
-            name: name.to_owned(),
+            name: app.function(component),
             model: component.model_name.clone().unwrap_or_else(|| component.id.clone()),
             concurrency: limits.concurrency,
             response_cache_bytes: limits.response_cache_bytes,
@@ -161,17 +166,18 @@ impl Deployer {
 
     async fn revision(
         &self,
-        name: &str,
+        app: &Manifest,
         component: &Component,
         files: &Files,
         limits: &Limits,
         report: &(dyn Fn(Step) + Sync),
     ) -> Result<Revision, DeployError> {
+        let name = &app.function(component);
         let code = match component.source {
             Source::Model => None,
             Source::Path(_) | Source::Url { .. } => Some(self.code(name, component, report).await?),
         };
-        let (granted, models) = self.models(name, component, report).await?;
+        let (granted, models) = self.models(app, component, report).await?;
         let files = self.mount(component, files)?;
         let grants = Grants {
             environment: component.environment.clone().into_iter().collect(),
@@ -286,17 +292,23 @@ impl Deployer {
 
     async fn models(
         &self,
-        name: &str,
+        app: &Manifest,
         component: &Component,
         report: &(dyn Fn(Step) + Sync),
     ) -> Result<(Granted, Vec<ModelSummary>), DeployError> {
+        let name = &app.function(component);
         let mut granted = Granted::default();
         let mut summaries = Vec::new();
         for (model_name, model) in &component.models {
             let what = format!("{name}: model {model_name}");
-            let admitted = timed(report, &what, self.intake.admit(model)).await;
-            let admitted =
-                admitted.map_err(|source| DeployError::Model { name: model_name.clone(), source })?;
+            let admitted = timed(report, &what, self.intake.admit(model, &app.name)).await;
+            let refused = |source| DeployError::Model { name: model_name.clone(), source };
+            let admitted = admitted.map_err(refused)?;
+            if admitted.model.batching.is_some() {
+                timed(report, &format!("{what}: batching"), self.check_batching(&admitted.model))
+                    .await
+                    .map_err(refused)?;
+            }
             let backend = admitted.model.backend.name();
             summaries.push(ModelSummary {
                 name: model_name.clone(),
@@ -304,7 +316,7 @@ impl Deployer {
                 backend,
                 encoding: admitted.model.file.encoding.name(),
                 target: admitted.model.file.target.name(),
-                batching: None,
+                batching: admitted.model.batching,
                 signature: admitted.signature,
             });
             let metrics = self.functions.telemetry.model(name, model_name, backend);
@@ -312,6 +324,14 @@ impl Deployer {
             granted.models.insert(model_name.clone(), grant);
         }
         Ok((granted, summaries))
+    }
+}
+
+impl Deployer {
+    /// Whether calls of the model can be joined, for which it is loaded.
+    async fn check_batching(&self, model: &Model) -> Result<(), ModelError> {
+        let lease = self.residency.acquire(model).await?;
+        check_batchable(lease.signature()).map_err(ModelError::Batching)
     }
 }
 

@@ -139,7 +139,19 @@ fn budget_bytes(config: &Config) -> u64 {
 
 fn residency(config: &Config, telemetry: &Arc<Telemetry>) -> Result<Arc<Residency>, StartError> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let pool = Pool::start(config.inference.thread_count(cores), config.inference.queue_length)?;
+    Ok(graphs(config, config.inference.thread_count(cores), telemetry)?)
+}
+
+/// The table of graphs, with so many threads to run them. Must be called within a tokio runtime.
+///
+/// # Errors
+/// Where the system refuses a thread.
+pub fn graphs(
+    config: &Config,
+    threads: usize,
+    telemetry: &Arc<Telemetry>,
+) -> std::io::Result<Arc<Residency>> {
+    let pool = Pool::start(threads, config.inference.queue_length)?;
     let bounds = Bounds {
         budget_bytes: budget_bytes(config),
         max_input_bytes: usize::try_from(config.limits.memory_mib << 20).unwrap_or(usize::MAX),
@@ -175,10 +187,24 @@ fn deployer(
     residency: &Arc<Residency>,
     functions: &Arc<Functions>,
 ) -> Result<Deployer, StartError> {
-    let libraries = libraries(&config, &cache.libraries());
+    let engines = Arc::new(engines(&config)?);
+    let config = Arc::new(config);
+    Ok(Deployer {
+        engines,
+        residency: Arc::clone(residency),
+        intake: Arc::new(intake(&config, around.program, cache)),
+        functions: Arc::clone(functions),
+        logs: around.logs,
+        config,
+    })
+}
+
+/// What takes models in; `program` tries them out.
+pub fn intake(config: &Arc<Config>, program: PathBuf, cache: Cache) -> Intake {
+    let libraries = libraries(config, &cache.libraries());
     let vet = &config.models.vet;
     let vetting = Vetting {
-        program: around.program,
+        program,
         verdicts: cache.verdicts(),
         limits: VetLimits {
             memory_bytes: vet.memory_mib << 20,
@@ -187,19 +213,8 @@ fn deployer(
         },
         libraries: libraries.clone(),
     };
-    let engines = Arc::new(engines(&config)?);
-    let config = Arc::new(config);
     let backends = Backends::find(&config.inference.backends, &libraries);
-    let budget_bytes = budget_bytes(&config);
-    let intake = Intake::new(Arc::clone(&config), cache, backends, vetting, budget_bytes);
-    Ok(Deployer {
-        engines,
-        residency: Arc::clone(residency),
-        intake: Arc::new(intake),
-        functions: Arc::clone(functions),
-        logs: around.logs,
-        config,
-    })
+    Intake::new(Arc::clone(config), cache, backends, vetting, budget_bytes(config))
 }
 
 /// Where the native backends' libraries are looked for: the operator's choice, else what was installed.

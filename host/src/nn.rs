@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use wasmtime::component::{HasSelf, Linker};
 
-use crate::backend::residency::{AcquireError, Lease, Model, Residency, RunError};
+use crate::backend::residency::{AcquireError, Call, Lease, Model, Residency, RunError};
 use crate::backend::{Encoding, ExecutionTarget, Priority};
 use crate::instance::state::State;
 use crate::telemetry::ModelMetrics;
@@ -225,15 +225,31 @@ impl Session {
             }
         }
         let mut timed = Timed { meter: self.meter.clone(), metrics: held.metrics.clone(), started };
-        let outputs = held.lease.infer(inputs, self.deadline).await;
-        if outputs.is_ok() {
-            self.meter.lock().led += 1;
+        let call = Call { deadline: self.deadline, priority: self.priority };
+        let ran = match held.lease.infer(inputs, call).await {
+            Ok(ran) => ran,
+            Err(error) => {
+                // Inputs that do not fit never reach the backend: that is no inference.
+                if matches!(error, RunError::Input(_)) {
+                    timed.metrics = None;
+                }
+                return Err(error);
+            }
+        };
+        let mut usage = self.meter.lock();
+        usage.queue += ran.queue;
+        if ran.leader {
+            usage.led += 1;
+            usage.batch = Some((ran.rows, ran.compute));
         }
-        // Inputs that do not fit never reach the backend: that is no inference.
-        if matches!(outputs, Err(RunError::Input(_))) {
-            timed.metrics = None;
+        drop(usage);
+        if let Some(metrics) = &timed.metrics {
+            metrics.queue.observe(ran.queue.as_secs_f64());
+            if ran.leader {
+                metrics.rows.observe(f64::from(u32::try_from(ran.rows).unwrap_or(u32::MAX)));
+            }
         }
-        outputs
+        Ok(ran.outputs)
     }
 }
 

@@ -168,7 +168,7 @@ impl Server {
     }
 
     /// The walk of a request.
-    pub async fn answer(&self, request: Request<Incoming>, client: SocketAddr) -> Response<Body> {
+    pub async fn answer(self: &Arc<Self>, request: Request<Incoming>, client: SocketAddr) -> Response<Body> {
         let started = Instant::now();
         let head = access::Head::of(&request, client, &self.ids);
         let mut answering = Answering { server: self, head, started, trace: Trace::default(), ended: false };
@@ -185,7 +185,7 @@ impl Server {
     }
 
     async fn route(
-        &self,
+        self: &Arc<Self>,
         snapshot: &Snapshot,
         request: Request<Incoming>,
         client: SocketAddr,

@@ -20,6 +20,8 @@ pub struct Telemetry {
     run: Family<FunctionLabel, Histogram>,
     inferences: Family<ModelLabels, Counter>,
     infer: Family<ModelLabels, Histogram>,
+    infer_queue: Family<ModelLabels, Histogram>,
+    rows: Family<ModelLabels, Histogram>,
     cold_starts: Family<FunctionLabel, Counter>,
     cache_hits: Family<FunctionLabel, Counter>,
     cache_misses: Family<FunctionLabel, Counter>,
@@ -93,6 +95,10 @@ pub struct ModelMetrics {
     pub inferences: Counter,
     /// From the guest's request to the answer of the backend, waiting included.
     pub infer: Histogram,
+    /// Of that, waiting until the backend began.
+    pub queue: Histogram,
+    /// Rows of each run; 1 where calls are not joined.
+    pub rows: Histogram,
 }
 
 impl Default for Telemetry {
@@ -112,6 +118,8 @@ impl Telemetry {
             run: Family::new_with_constructor(seconds),
             inferences: Family::default(),
             infer: Family::new_with_constructor(seconds),
+            infer_queue: Family::new_with_constructor(seconds),
+            rows: Family::new_with_constructor(rows),
             cold_starts: Family::default(),
             cache_hits: Family::default(),
             cache_misses: Family::default(),
@@ -165,6 +173,13 @@ impl Telemetry {
             Unit::Seconds,
             self.infer.clone(),
         );
+        registry.register_with_unit(
+            "infer_queue_duration",
+            "Waiting until the backend began with an inference",
+            Unit::Seconds,
+            self.infer_queue.clone(),
+        );
+        registry.register("infer_rows", "Rows of each run of a graph, batches as one", self.rows.clone());
         registry.register("graph_loads", "Graphs loaded into memory", self.loads.clone());
         registry.register(
             "graph_load_failures",
@@ -208,6 +223,8 @@ impl Telemetry {
         ModelMetrics {
             inferences: self.inferences.get_or_create_owned(&labels),
             infer: self.infer.get_or_create_owned(&labels),
+            queue: self.infer_queue.get_or_create_owned(&labels),
+            rows: self.rows.get_or_create_owned(&labels),
         }
     }
 
@@ -242,6 +259,11 @@ impl Telemetry {
         encode(&mut text, &self.registry).expect("writing to a String does not fail");
         text
     }
+}
+
+/// From one row to the largest batch, in steps of 2.
+fn rows() -> Histogram {
+    Histogram::new(exponential_buckets(1.0, 2.0, 11))
 }
 
 fn seconds() -> Histogram {

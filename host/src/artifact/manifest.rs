@@ -19,6 +19,7 @@ mod variables;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::config::document::{self, Table, advice};
 use crate::config::{DocumentError, DocumentErrors};
@@ -179,8 +180,21 @@ pub struct Model {
     pub precision: Option<Precision>,
     /// How many inferences run at once on this model; `None`: as the backend finds best.
     pub concurrency: Option<usize>,
+    /// How calls are joined into one run; `None`: they are not.
+    pub batching: Option<Batching>,
+    /// How many calls may wait for the model; `None`: as the operator says.
+    pub queue_length: Option<usize>,
     /// The line of the manifest.
     pub line: usize,
+}
+
+/// How calls of a model are joined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Batching {
+    /// Rows of one run at most.
+    pub max_size: usize,
+    /// How long a call waits for others at most.
+    pub max_delay: Duration,
 }
 
 /// The format of a model file.

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use tokio::sync::oneshot;
@@ -25,6 +26,15 @@ pub struct QueueFull;
 /// A fixed number of threads with one bounded queue.
 pub struct Pool {
     shared: Arc<Shared>,
+    threads: usize,
+}
+
+/// A run that has ended.
+pub struct Timed {
+    pub outputs: Result<Vec<Tensor>, InferError>,
+    pub began: Instant,
+    /// The time that the graph took.
+    pub took: Duration,
 }
 
 struct Shared {
@@ -52,8 +62,8 @@ impl Pool {
             ready: Condvar::new(),
             limit: queue_length,
         });
-        let pool = Pool { shared };
-        for index in 0..threads.max(1) {
+        let pool = Pool { shared, threads: threads.max(1) };
+        for index in 0..pool.threads {
             let shared = Arc::clone(&pool.shared);
             let builder = thread::Builder::new().name(format!("infer-{index}")).stack_size(STACK_BYTES);
             builder.spawn(move || shared.work())?;
@@ -72,23 +82,34 @@ impl Pool {
         inputs: Vec<Tensor>,
         cancel: Arc<Cancel>,
         permit: P,
-    ) -> Result<Result<Vec<Tensor>, InferError>, QueueFull> {
+    ) -> Result<Timed, QueueFull> {
         let (answer, answered) = oneshot::channel();
         let mut abandoned = RaiseOnDrop(Some(Arc::clone(&cancel)));
         let work = Box::new(move || {
-            let outputs = run_caught(graph.as_ref(), inputs, &cancel);
+            let run = run_timed(graph.as_ref(), inputs, &cancel);
             // The graph goes first: whoever waits for it to be free must not see it in use by an ended run.
             drop(graph);
             drop(permit);
             // A caller that has gone needs no answer.
-            let _ = answer.send(outputs);
+            let _ = answer.send(run);
         });
-        if !self.shared.push(work) {
+        if !self.shared.push(work, self.shared.limit) {
             return Err(QueueFull);
         }
-        let outputs = answered.await.unwrap_or(Err(InferError::Cancelled));
+        let run = answered.await.unwrap_or_else(|_| Timed::cancelled());
         abandoned.0 = None;
-        Ok(outputs)
+        Ok(run)
+    }
+
+    /// Has one of the threads do `work`, however many wait: for what has waited elsewhere already, in a number that is
+    /// bounded there.
+    pub(super) fn push(&self, work: impl FnOnce() + Send + 'static) {
+        self.shared.push(Box::new(work), usize::MAX);
+    }
+
+    /// How many inferences run at once.
+    pub fn threads(&self) -> usize {
+        self.threads
     }
 
     /// Inferences that wait for a thread.
@@ -109,9 +130,9 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn push(&self, work: Work) -> bool {
+    fn push(&self, work: Work, limit: usize) -> bool {
         let mut queue = self.lock();
-        if queue.work.len() >= self.limit {
+        if queue.work.len() >= limit {
             return false;
         }
         queue.work.push_back(work);
@@ -143,12 +164,21 @@ impl Shared {
     }
 }
 
-fn run_caught(graph: &dyn Graph, inputs: Vec<Tensor>, cancel: &Cancel) -> Result<Vec<Tensor>, InferError> {
+/// Runs the graph, unless it is too late for that.
+pub(super) fn run_timed(graph: &dyn Graph, inputs: Vec<Tensor>, cancel: &Cancel) -> Timed {
     if cancel.is_raised() {
-        return Err(InferError::Cancelled);
+        return Timed::cancelled();
     }
-    caught(|| graph.run(inputs, cancel))
-        .unwrap_or_else(|panic| Err(InferError::Failed(format!("the backend panicked: {panic}"))))
+    let began = Instant::now();
+    let outputs = caught(|| graph.run(inputs, cancel))
+        .unwrap_or_else(|panic| Err(InferError::Failed(format!("the backend panicked: {panic}"))));
+    Timed { outputs, began, took: began.elapsed() }
+}
+
+impl Timed {
+    fn cancelled() -> Timed {
+        Timed { outputs: Err(InferError::Cancelled), began: Instant::now(), took: Duration::ZERO }
+    }
 }
 
 /// Runs `work`; a panic becomes its message.
@@ -215,12 +245,12 @@ mod tests {
         assert!(
             std::future::poll_fn(|cx| std::task::Poll::Ready(queued.as_mut().poll(cx))).await.is_pending()
         );
-        assert_eq!(run().await.unwrap_err(), QueueFull);
+        assert_eq!(run().await.err(), Some(QueueFull));
         for _ in 0..2 {
             end.send(()).unwrap();
         }
-        running.await.unwrap().unwrap();
-        queued.await.unwrap().unwrap();
+        running.await.unwrap().outputs.unwrap();
+        queued.await.unwrap().outputs.unwrap();
     }
 
     #[tokio::test]
@@ -242,6 +272,6 @@ mod tests {
 
         let pool = Pool::start(1, 1).unwrap();
         let graph = Arc::new(Deep(Signature::default()));
-        pool.run(graph, Vec::new(), Arc::default(), ()).await.unwrap().unwrap();
+        pool.run(graph, Vec::new(), Arc::default(), ()).await.unwrap().outputs.unwrap();
     }
 }

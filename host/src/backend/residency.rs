@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use tokio::sync::{Notify, Semaphore, watch};
 
-use super::pool::{Pool, QueueFull};
-use super::validate::{self, InputError};
-use super::{
-    Backend, Cancel, Encoding, ExecutionTarget, Graph, InferError, LoadError, ModelFile, Precision, Signature,
-};
+use super::batch::timer::Timer;
+use super::batch::{About, Hold, Lane, Scheduler};
+pub use super::batch::{Batching, Call, Overloaded, Ran, RunError};
+use super::pool::Pool;
+use super::{Backend, Encoding, ExecutionTarget, LoadError, ModelFile, Precision, Signature, validate};
 use crate::telemetry::Telemetry;
 use crate::tensor::Tensor;
 
@@ -24,6 +24,12 @@ pub struct Model {
     pub idle_timeout: Duration,
     /// What the graph takes in memory with as many callers as it may have, measured when it was vetted.
     pub cost_bytes: u64,
+    /// The app whose model it is. Only calls of one owner are joined, and owners that share a graph take turns.
+    pub owner: Arc<str>,
+    /// How calls are joined; `None`: each runs alone.
+    pub batching: Option<Batching>,
+    /// The most calls of the owner that wait for the graph, at least 1 and at least the rows of a batch.
+    pub queue_length: usize,
 }
 
 impl std::fmt::Debug for Model {
@@ -57,6 +63,15 @@ impl Model {
             concurrency: self.file.concurrency,
         }
     }
+
+    fn lane(&self) -> Lane {
+        let queue_length = self.queue_length.max(1);
+        // A batch that is never complete would wait for nothing.
+        let batching = self
+            .batching
+            .map(|batching| Batching { max_size: batching.max_size.min(queue_length), ..batching });
+        Lane { owner: Arc::clone(&self.owner), batching, queue_length }
+    }
 }
 
 /// Why a graph is not in memory for its caller.
@@ -75,25 +90,12 @@ pub enum AcquireError {
     TooSlow(u128),
 }
 
-/// Why an inference gave no outputs.
-#[derive(Debug, Clone, Error)]
-pub enum RunError {
-    #[error(transparent)]
-    Input(#[from] InputError),
-    #[error(transparent)]
-    Infer(#[from] InferError),
-    #[error(transparent)]
-    Queue(#[from] QueueFull),
-    /// The backend broke its own signature.
-    #[error("the backend answered {actual} outputs where the model has {expected}")]
-    Outputs { expected: usize, actual: usize },
-}
-
 /// The graphs in memory and the threads that run them.
 pub struct Residency {
     entries: Mutex<HashMap<Key, Entry>>,
     bounds: Bounds,
-    pool: Pool,
+    pool: Arc<Pool>,
+    timer: Arc<Timer>,
     loading: Arc<Semaphore>,
     changed: Arc<Notify>,
     telemetry: Arc<Telemetry>,
@@ -119,11 +121,10 @@ enum Entry {
 
 /// A graph in memory. It is in use for as long as anyone but the table holds it.
 struct Resident {
-    graph: Arc<dyn Graph>,
+    scheduler: Arc<Scheduler>,
     backend: &'static str,
     cost_bytes: u64,
     stay: Mutex<Stay>,
-    permits: Arc<Semaphore>,
 }
 
 /// How long a graph stays.
@@ -150,13 +151,17 @@ impl Resident {
 /// Two loads at once keep both cores of a small machine busy; more would only add to the peak of memory.
 const LOADS_AT_ONCE: usize = 2;
 
+/// How often it is looked whether a graph that is to be unloaded is still in use.
+const UNLOAD_CHECK: Duration = Duration::from_millis(10);
+
 impl Residency {
     /// A table that keeps within `bounds`, with `pool` to run on. Must be called within a tokio runtime.
     pub fn start(pool: Pool, bounds: Bounds, telemetry: Arc<Telemetry>) -> Arc<Self> {
         let residency = Arc::new(Residency {
             entries: Mutex::default(),
             bounds,
-            pool,
+            pool: Arc::new(pool),
+            timer: Arc::default(),
             loading: Arc::new(Semaphore::new(LOADS_AT_ONCE)),
             changed: Arc::default(),
             telemetry,
@@ -189,20 +194,35 @@ impl Residency {
         Ok(self.lease(resident, model, true))
     }
 
-    /// Has a graph leave memory now, unless it is in use. Answers whether it has left.
-    pub async fn unload(&self, model: &Model) -> bool {
-        let key = model.key();
-        let resident = {
-            let mut entries = self.lock();
-            if entries.get(&key).is_none_or(|entry| entry.unused().is_none()) {
+    /// Has the model's graph leave memory as soon as nobody uses it, or is waiting for it to be loaded, but not later
+    /// than `within` from now. Answers whether it is not in memory now.
+    pub async fn unload(&self, model: &Model, within: Duration) -> bool {
+        let (key, until) = (model.key(), Instant::now() + within);
+        loop {
+            let unused = {
+                let mut entries = self.lock();
+                match entries.get(&key) {
+                    None => return true,
+                    Some(entry) if entry.unused().is_some() => entries.remove(&key),
+                    Some(_) => None,
+                }
+            };
+            if let Some(Entry::Ready(resident)) = unused {
+                self.release(vec![resident], "unload").await;
+                return true;
+            }
+            // Whoever uses a graph lets go of it on any thread, and tells nobody: that would be paid by every call.
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
                 return false;
             }
-            entries.remove(&key)
-        };
-        if let Some(Entry::Ready(resident)) = resident {
-            self.release(vec![resident], "unload").await;
+            tokio::time::sleep(left.min(UNLOAD_CHECK)).await;
         }
-        true
+    }
+
+    /// Whether the model's graph is in memory.
+    pub fn is_resident(&self, model: &Model) -> bool {
+        matches!(self.lock().get(&model.key()), Some(Entry::Ready(_)))
     }
 
     /// The number of graphs in memory.
@@ -221,7 +241,7 @@ impl Residency {
 
     fn lease(self: &Arc<Self>, resident: Arc<Resident>, model: &Model, cold: bool) -> Lease {
         resident.touch(model.idle_timeout);
-        Lease { resident, residency: Arc::clone(self), cold }
+        Lease { resident, residency: Arc::clone(self), lane: model.lane(), cold }
     }
 
     fn ready_or_loading(
@@ -281,12 +301,17 @@ impl Residency {
             cost_mib = model.cost_bytes >> 20,
             "graph loaded"
         );
+        let about = About {
+            digest: short(&model.file.digest).to_owned(),
+            backend: model.backend.name(),
+            precision: model.file.precision,
+        };
+        let (pool, timer) = (Arc::clone(&self.pool), Arc::clone(&self.timer));
         Ok(Arc::new(Resident {
-            graph,
+            scheduler: Scheduler::new(graph, model.file.concurrency, pool, timer, about),
             backend: model.backend.name(),
             cost_bytes: model.cost_bytes,
             stay: Mutex::new(Stay { last_used: Instant::now(), idle_timeout: model.idle_timeout }),
-            permits: Arc::new(Semaphore::new(model.file.concurrency.max(1))),
         }))
     }
 
@@ -419,12 +444,13 @@ impl Drop for Residency {
 pub struct Lease {
     resident: Arc<Resident>,
     residency: Arc<Residency>,
+    lane: Lane,
     cold: bool,
 }
 
 impl Lease {
     pub fn signature(&self) -> &Signature {
-        self.resident.graph.signature()
+        self.resident.scheduler.graph().signature()
     }
 
     /// The name of the backend that serves the graph.
@@ -437,29 +463,22 @@ impl Lease {
         self.cold
     }
 
-    /// Checks the inputs and runs the graph; outputs come in the signature's order. Dropping the future stops
-    /// the run where the backend can, and frees the caller in any case.
+    /// Checks the inputs and runs the graph, alone or in a batch with others of its owner; outputs come in the
+    /// signature's order. Dropping the future stops the run where the backend can and nobody else waits for it, and
+    /// frees the caller in any case.
     ///
     /// # Errors
-    /// Where the inputs do not fit, too many wait already, the run fails, or `deadline` passes.
-    pub async fn infer(
-        &self,
-        inputs: Vec<(String, Tensor)>,
-        deadline: Instant,
-    ) -> Result<Vec<Tensor>, RunError> {
+    /// Where the inputs do not fit, too many wait already, the run fails, or the deadline passes while it waits.
+    pub async fn infer(&self, inputs: Vec<(String, Tensor)>, call: Call) -> Result<Ran, RunError> {
         let inputs = validate::inputs(self.signature(), inputs, self.residency.bounds.max_input_bytes)?;
-        let permit = Arc::clone(&self.resident.permits);
-        let permit = permit.acquire_owned().await.expect("the semaphore is never closed");
         // The run keeps the graph in use even when the caller is gone.
-        let held = (permit, Arc::clone(&self.resident));
-        let cancel = Arc::new(Cancel::at(deadline));
-        let graph = Arc::clone(&self.resident.graph);
-        let outputs = self.residency.pool.run(graph, inputs, cancel, held).await??;
-        let expected = self.signature().outputs.len();
-        if outputs.len() != expected {
-            return Err(RunError::Outputs { expected, actual: outputs.len() });
+        let hold = Arc::clone(&self.resident) as Hold;
+        let ran = self.resident.scheduler.infer(&self.lane, inputs, call, hold).await?;
+        let (expected, actual) = (self.signature().outputs.len(), ran.outputs.len());
+        if actual != expected {
+            return Err(RunError::Outputs { expected, actual });
         }
-        Ok(outputs)
+        Ok(ran)
     }
 }
 
@@ -481,5 +500,111 @@ pub fn trim_heap() {
     // SAFETY: malloc_trim takes no pointers and may be called at any time from any thread.
     unsafe {
         libc::malloc_trim(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::sync::mpsc;
+
+    use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+
+    use super::super::{Cancel, Graph, InferError, Priority, Status};
+    use super::*;
+
+    /// A backend whose only graph tells when a run begins, and waits until it may go on.
+    struct Waiting(Arc<WaitingGraph>);
+
+    struct WaitingGraph {
+        signature: Signature,
+        began: UnboundedSender<()>,
+        go_on: Mutex<mpsc::Receiver<()>>,
+    }
+
+    impl Backend for Waiting {
+        fn name(&self) -> &'static str {
+            "waiting"
+        }
+
+        fn status(&self) -> Status {
+            let available = Ok(());
+            Status { available, version: String::new(), encodings: vec![], devices: vec![], library: None }
+        }
+
+        fn version(&self) -> String {
+            String::new()
+        }
+
+        fn load(&self, _: &ModelFile) -> Result<Arc<dyn Graph>, LoadError> {
+            Ok(Arc::clone(&self.0) as Arc<dyn Graph>)
+        }
+    }
+
+    impl Graph for WaitingGraph {
+        fn signature(&self) -> &Signature {
+            &self.signature
+        }
+
+        fn run(&self, inputs: Vec<Tensor>, _: &Cancel) -> Result<Vec<Tensor>, InferError> {
+            self.began.send(()).unwrap();
+            self.go_on.lock().unwrap().recv().unwrap();
+            Ok(inputs)
+        }
+    }
+
+    fn model(backend: Waiting) -> Model {
+        let file = ModelFile {
+            path: PathBuf::new(),
+            weights: None,
+            encoding: Encoding::Onnx,
+            digest: "0".repeat(64),
+            target: ExecutionTarget::Cpu,
+            precision: Precision::F32,
+            concurrency: 1,
+            derived: PathBuf::new(),
+        };
+        Model {
+            file,
+            backend: Arc::new(backend),
+            idle_timeout: Duration::from_secs(600),
+            cost_bytes: 1,
+            owner: "app".into(),
+            batching: None,
+            queue_length: 4,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_graph_is_unloaded_when_nobody_uses_it() {
+        let ((began, mut has_begun), (go_on, going_on)) = (unbounded_channel(), mpsc::channel());
+        let going_on = Mutex::new(going_on);
+        let graph = WaitingGraph { signature: Signature::default(), began, go_on: going_on };
+        let model = model(Waiting(Arc::new(graph)));
+        let bounds = Bounds { budget_bytes: 1, max_input_bytes: 1, load: Duration::from_secs(9) };
+        let residency = Residency::start(Pool::start(1, 1).unwrap(), bounds, Arc::default());
+        let (moment, long) = (Duration::from_millis(30), Duration::from_secs(9));
+        // What is not there has left.
+        assert!(residency.unload(&model, moment).await && !residency.is_resident(&model));
+        let lease = residency.acquire(&model).await.unwrap();
+        assert!(residency.is_resident(&model));
+        assert!(!residency.unload(&model, moment).await, "it is held");
+        // A run goes on after its caller has gone, and so does the graph.
+        let call = Call { deadline: Instant::now() + long, priority: Priority::default() };
+        let run = tokio::spawn(async move { lease.infer(Vec::new(), call).await.map(|ran| ran.rows) });
+        has_begun.recv().await.unwrap();
+        run.abort();
+        assert!(run.await.is_err());
+        assert!(!residency.unload(&model, moment).await && residency.is_resident(&model), "it runs");
+        let unloading = tokio::spawn({
+            let (residency, model) = (Arc::clone(&residency), model.clone());
+            async move { residency.unload(&model, long).await }
+        });
+        tokio::time::sleep(moment).await;
+        assert!(!unloading.is_finished());
+        go_on.send(()).unwrap();
+        assert!(unloading.await.unwrap() && residency.is_empty());
+        // And is loaded again by who wants it.
+        assert!(residency.acquire(&model).await.unwrap().cold());
     }
 }

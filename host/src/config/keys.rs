@@ -17,6 +17,11 @@ pub(crate) mod bounds {
     pub(crate) const MEMORY_MIB: RangeInclusive<u64> = 1..=65_536;
     pub(crate) const CONCURRENCY: RangeInclusive<u64> = 1..=10_000;
     pub(crate) const BODY_MIB: RangeInclusive<u64> = 1..=4096;
+    pub(crate) const QUEUE: RangeInclusive<u64> = 1..=1_000_000;
+    /// Rows that are worth joining; beyond, a run takes longer than anybody waits.
+    pub(crate) const BATCH: RangeInclusive<u64> = 2..=1024;
+    /// Up to a second.
+    pub(crate) const DELAY_US: RangeInclusive<u64> = 0..=1_000_000;
     pub(crate) const CACHE_MIB: RangeInclusive<u64> = 1..=65_536;
     /// Up to a year.
     pub(crate) const IDLE_S: RangeInclusive<u64> = 1..=365 * 24 * 60 * 60;

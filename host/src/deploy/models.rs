@@ -9,7 +9,7 @@ use super::ModelError;
 use crate::artifact::cache::{Cache, StoredModel};
 use crate::artifact::manifest;
 use crate::backend::available::Backends;
-use crate::backend::residency::Model;
+use crate::backend::residency::{Batching, Model};
 use crate::backend::vet::Vetting;
 use crate::backend::{Encoding, ExecutionTarget, ModelFile, Precision};
 use crate::config::Config;
@@ -25,6 +25,9 @@ pub struct Intake {
     budget_bytes: u64,
     trying: Semaphore,
 }
+
+/// The owner of models that guests bring, whatever their app: they are never joined.
+const GUESTS: &str = "";
 
 /// Models that are tried out at once: each child may take as much as `models.vet` allows.
 const CHILDREN: usize = 2;
@@ -44,6 +47,8 @@ struct Wishes {
     backend: Option<String>,
     concurrency: Option<usize>,
     idle_timeout_s: Option<u64>,
+    batching: Option<Batching>,
+    queue_length: Option<usize>,
 }
 
 impl Intake {
@@ -57,11 +62,11 @@ impl Intake {
         Intake { config, cache, backends, vetting, budget_bytes, trying: Semaphore::new(CHILDREN) }
     }
 
-    /// Takes in a model that a manifest declares.
+    /// Takes in a model that a manifest declares, for the app `owner`.
     ///
     /// # Errors
     /// Where it cannot be kept, no backend serves it, the backend refuses it, or it could never be in memory.
-    pub async fn admit(&self, declared: &manifest::Model) -> Result<Admitted, ModelError> {
+    pub async fn admit(&self, declared: &manifest::Model, owner: &str) -> Result<Admitted, ModelError> {
         let cache = self.cache.clone();
         let (path, weights) = (declared.path.clone(), declared.weights.clone());
         let limit = self.limit();
@@ -85,8 +90,12 @@ impl Intake {
             backend: declared.backend.clone(),
             concurrency: declared.concurrency,
             idle_timeout_s: declared.idle_timeout_s,
+            batching: declared
+                .batching
+                .map(|batching| Batching { max_size: batching.max_size, max_delay: batching.max_delay }),
+            queue_length: declared.queue_length,
         };
-        let admitted = self.vetted(stored, wishes).await?;
+        let admitted = self.vetted(stored, wishes, owner).await?;
         if admitted.model.cost_bytes > self.budget_bytes {
             return Err(ModelError::OverBudget {
                 needed_mib: admitted.model.cost_bytes.div_ceil(1 << 20),
@@ -117,12 +126,20 @@ impl Intake {
             .await
             .expect("writing a file does not panic")?;
         let precision = Precision::default();
-        let wishes =
-            Wishes { encoding, target, precision, backend: None, concurrency: None, idle_timeout_s: None };
-        Ok(self.vetted(stored, wishes).await?.model)
+        let wishes = Wishes {
+            encoding,
+            target,
+            precision,
+            backend: None,
+            concurrency: None,
+            idle_timeout_s: None,
+            batching: None,
+            queue_length: None,
+        };
+        Ok(self.vetted(stored, wishes, GUESTS).await?.model)
     }
 
-    async fn vetted(&self, stored: StoredModel, wishes: Wishes) -> Result<Admitted, ModelError> {
+    async fn vetted(&self, stored: StoredModel, wishes: Wishes, owner: &str) -> Result<Admitted, ModelError> {
         let backend = self.backends.choose(wishes.backend.as_deref(), wishes.encoding)?;
         let file = ModelFile {
             path: stored.path,
@@ -141,7 +158,9 @@ impl Intake {
         let idle_timeout_s = wishes.idle_timeout_s.unwrap_or(self.config.models.idle_timeout_s);
         let idle_timeout = Duration::from_secs(idle_timeout_s);
         let cost_bytes = verdict.total_bytes(file.concurrency);
-        let model = Model { file, backend, idle_timeout, cost_bytes };
+        let queue_length = wishes.queue_length.unwrap_or(self.config.inference.queue_length);
+        let (owner, batching) = (owner.into(), wishes.batching);
+        let model = Model { file, backend, idle_timeout, cost_bytes, owner, batching, queue_length };
         Ok(Admitted { model, signature: verdict.signature })
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::backend::Batching;
+use crate::backend::batch::Batching;
 use crate::instance::Program;
 use crate::instance::typed::Description;
 

@@ -1,12 +1,15 @@
 //! A model that is served as it is: tensors in, tensors out, and no guest between.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::typed::{Description, Reply, Request, within};
 use super::{Answered, CallError, Deadline, Program};
 use crate::backend::residency::{AcquireError, RunError};
 use crate::backend::{InferError, Priority};
 use crate::nn::{NamedError, Usage};
+
+/// How long unloading waits for calls that use the graph.
+const UNLOAD: Duration = Duration::from_secs(10);
 
 impl Program {
     /// What the model says of itself, for which it is loaded.
@@ -32,7 +35,7 @@ impl Program {
     /// Has the graphs of the function's models leave memory, but for those that are in use.
     pub async fn unload_models(&self) {
         for grant in self.granted().models.values() {
-            self.surroundings.residency.unload(&grant.model).await;
+            self.surroundings.residency.unload(&grant.model, UNLOAD).await;
         }
     }
 

@@ -134,6 +134,14 @@ pub fn text(content_type: &'static str, body: impl Into<Bytes>) -> Response<Body
     response
 }
 
+/// A whole answer that lies in several pieces.
+pub fn parts(parts: Vec<Bytes>) -> Body {
+    match <[Bytes; 1]>::try_from(parts) {
+        Ok([only]) => Body::Whole(Some(only)),
+        Err(parts) => Body::Parts(parts.into()),
+    }
+}
+
 /// An error as problem details (RFC 9457).
 pub fn problem(problem: &Problem) -> Response<Body> {
     let body = json!({

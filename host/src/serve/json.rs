@@ -1,21 +1,23 @@
 //! JSON tensors in the form of the Open Inference Protocol, to and from typed calls.
 
-use serde::de::IgnoredAny;
 use serde_json::json;
 
 use crate::backend::{Port, validate};
 use crate::instance::typed::{Description, Request};
 use crate::tensor::{Datatype, Tensor, elements};
 
-mod data;
-mod reader;
-mod reply;
-mod take;
+pub(in crate::serve) mod data;
+mod number;
+pub(in crate::serve) mod reader;
+pub(in crate::serve) mod reply;
+pub(in crate::serve) mod scan;
+pub(in crate::serve) mod text;
 
 pub use data::Room;
 pub use reply::{TooLong, reply};
 
-use reader::{Call, Entry, Field};
+use reader::{Content, Message};
+use scan::Scan;
 
 /// Why a request's body is not a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +26,16 @@ pub enum Refused {
     Input(String),
     /// There was no room for its tensors.
     NoRoom,
+}
+
+impl Refused {
+    /// Says of which input it is.
+    pub(in crate::serve) fn of_input(self, name: &str) -> Refused {
+        match self {
+            Refused::Input(what) => Refused::Input(format!("input `{name}`: {what}")),
+            Refused::NoRoom => Refused::NoRoom,
+        }
+    }
 }
 
 /// A request's body as a typed call.
@@ -38,12 +50,33 @@ pub fn request(
     description: &Description,
     room: &mut Room<'_>,
 ) -> Result<(Option<String>, Request), Refused> {
-    read(body, description, room).map_err(|refused| {
-        if refused == Refused::NoRoom {
-            return refused;
+    let Message { id, inputs, parameters, outputs } = message(body, room)?;
+    let inputs = inputs.into_iter().map(|input| match input.content {
+        Content::Here(tensor) => Ok((input.name, tensor)),
+        Content::Binary(_) => {
+            Err(wrong("binary tensors are taken below `/v2` alone; send `data` here").of_input(&input.name))
         }
-        // What is not JSON at all is told first, wherever in it the reader stopped.
-        serde_json::from_slice::<IgnoredAny>(body).err().map_or(refused, |error| not_json(&error))
+    });
+    let inputs = inputs.collect::<Result<Vec<_>, _>>()?;
+    let inputs = in_order(inputs, description).map_err(Refused::Input)?;
+    let outputs = outputs.into_iter().map(|output| {
+        known_output(&output.name, description)?;
+        Ok(output.name)
+    });
+    let outputs = outputs.collect::<Result<Vec<_>, Refused>>()?;
+    Ok((id, Request { inputs, parameters, outputs, ..Request::default() }))
+}
+
+/// A request's JSON, in which JSON tensors are read already.
+pub(in crate::serve) fn message(text: &[u8], room: &mut Room<'_>) -> Result<Message, Refused> {
+    checked(text, reader::message(text, room))
+}
+
+/// What is not JSON at all is told first, wherever in it a reader stopped.
+pub(in crate::serve) fn checked<T>(text: &[u8], read: Result<T, Refused>) -> Result<T, Refused> {
+    read.map_err(|refused| match refused {
+        Refused::Input(_) => Scan::check(text).err().unwrap_or(refused),
+        Refused::NoRoom => refused,
     })
 }
 
@@ -78,40 +111,20 @@ pub fn in_order(
     Ok(signature.inputs.iter().map(|port| port.name.clone()).zip(ordered).collect())
 }
 
-fn read(
-    body: &[u8],
-    description: &Description,
-    room: &mut Room<'_>,
-) -> Result<(Option<String>, Request), Refused> {
-    let Call { id, inputs, parameters, outputs, .. } = reader::call(body, room)?;
-    let inputs = inputs.into_iter().map(Entry::input).collect::<Result<Vec<_>, _>>()?;
-    let inputs = in_order(inputs, description).map_err(Refused::Input)?;
-    let parameters = parameters.into_iter().map(|(name, value)| match value {
-        Field::Is(value) => Ok((name, value)),
-        _ => Err(wrong(&format!("parameter `{name}` is not a string, number or boolean"))),
-    });
-    let parameters = parameters.collect::<Result<Vec<_>, _>>()?;
-    let outputs = outputs.into_iter().map(|name| output(name, description));
-    let outputs = outputs.collect::<Result<Vec<_>, _>>()?;
-    Ok((id.value(), Request { inputs, parameters, outputs, ..Request::default() }))
+/// Whether the function has an output of this name.
+pub(in crate::serve) fn known_output<'a>(
+    name: &str,
+    description: &'a Description,
+) -> Result<&'a Port, Refused> {
+    let outputs = &description.signature.outputs;
+    outputs.iter().find(|port| port.name == name).ok_or_else(|| {
+        let names: Vec<_> = outputs.iter().map(|port| format!("`{}`", port.name)).collect();
+        wrong(&format!("the function has no output `{name}`; it has {}", names.join(", ")))
+    })
 }
 
 fn wrong(what: &str) -> Refused {
     Refused::Input(what.to_owned())
-}
-
-fn not_json(error: &serde_json::Error) -> Refused {
-    Refused::Input(format!("the body is not JSON: {error}"))
-}
-
-fn output(name: Field<String>, description: &Description) -> Result<String, Refused> {
-    let name = name.value().ok_or_else(|| wrong("an entry of `outputs` has no `name`"))?;
-    let outputs = &description.signature.outputs;
-    if outputs.iter().any(|port| port.name == name) {
-        return Ok(name);
-    }
-    let names: Vec<_> = outputs.iter().map(|port| format!("`{}`", port.name)).collect();
-    Err(wrong(&format!("the function has no output `{name}`; it has {}", names.join(", "))))
 }
 
 #[cfg(test)]
@@ -189,8 +202,8 @@ mod tests {
         check("{} {}", Err("not JSON"));
         // What is not JSON is told before what does not fit.
         check(r#"{"inputs":[7,{"#, Err("not JSON"));
-        check(&format!(r#"{{"inputs":{}"#, "[".repeat(100_000)), Err("not JSON"));
-        check(&x("[1,2]", &"[".repeat(100_000)), Err("not JSON"));
+        check(&format!(r#"{{"inputs":{}"#, "[".repeat(100_000)), Err("deeper than 128"));
+        check(&x("[1,2]", &"[".repeat(100_000)), Err("deeper than 128"));
         check("{", Err("not JSON"));
         check(r#"{"inputs":[]}"#, Err("`x` is missing"));
     }
@@ -216,7 +229,8 @@ mod tests {
         };
         check(&outputs(256), Err("`x` is missing"));
         check(&outputs(257), Err("more than 256 outputs"));
-        check(&format!(r#"{{"inputs":[{}7]}}"#, "{},".repeat(256)), Err("more than 256 inputs"));
+        let input = r#"{"name":"x","datatype":"INT8","shape":[1],"data":[1]},"#;
+        check(&format!(r#"{{"inputs":[{}7]}}"#, input.repeat(256)), Err("more than 256 inputs"));
         let parameters: Vec<_> = (0..257).map(|index| format!("\"{index}\":1")).collect();
         let body = format!(r#"{{"inputs":[],"parameters":{{{}}}}}"#, parameters.join(","));
         check(&body, Err("more than 256 parameters"));

@@ -1,5 +1,7 @@
 //! The Open Inference Protocol over REST: every path below `/v2`.
 
+use std::sync::Arc;
+
 use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -10,8 +12,12 @@ use super::status::{AnswerError, Problem};
 use super::{Server, Trace};
 use crate::function::Snapshot;
 
+pub mod binary;
+pub mod compression;
 pub mod events;
+pub mod generate;
 mod infer;
+pub mod message;
 pub mod model;
 pub mod repository;
 
@@ -107,7 +113,7 @@ pub fn is_ours(path: &str) -> bool {
 /// # Errors
 /// Where it cannot be answered as asked; [`problem`] gives the error its form.
 pub async fn answer(
-    server: &Server,
+    server: &Arc<Server>,
     snapshot: &Snapshot,
     request: Request<Incoming>,
     trace: &mut Trace,
@@ -159,7 +165,14 @@ pub async fn answer(
                     trace.function = Some(function.clone());
                     infer::infer(server, function, request, trace).await
                 }
-                Aspect::Generate | Aspect::GenerateStream => Err(AnswerError::Unsupported(path)),
+                Aspect::Generate => {
+                    trace.function = Some(function.clone());
+                    infer::generate(server, function, request, trace).await
+                }
+                Aspect::GenerateStream => {
+                    trace.function = Some(function.clone());
+                    infer::generate_stream(server, function, request, trace).await
+                }
             }
         }
     }

@@ -61,6 +61,8 @@ fn component(path: &Path) -> Result<Component, String> {
         idle_timeout_s: None,
         precision: None,
         concurrency: None,
+        batching: None,
+        queue_length: None,
         line: 1,
     };
     Ok(Component {

@@ -232,7 +232,7 @@ fn what_is_not_supported_is_refused_by_name() {
     }
     check("dependencies.\"a:b\" = \"1\"", "", 8, not_yet);
     check("profile.x.dependencies.\"a:b\" = \"1\"", "", 8, not_yet);
-    check("tool.tenon.models.m = { path = \"m.onnx\", batching = 4 }", "", 8, "`batching`");
+    check("tool.tenon.models.m = { path = \"m.onnx\", batching = 4 }", "", 8, "batching` must be a table");
     check("tool.tenon.models.m = { path = \"m.onnx\", weights = \"w\" }", "", 8, "weights beside");
     check("", "[application.trigger.http]\nbase = \"/\"", 9, "[application.trigger.http]");
     let trigger = |keys: &str| format!("[[trigger.tenon]]\nroute = \"/x\"\ncomponent = \"c\"\n{keys}");

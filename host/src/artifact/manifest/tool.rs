@@ -1,11 +1,12 @@
 //! Our own settings of a component, `[component.<id>.tool.tenon]`: the models it is granted and its limits.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::config::document::{Table, Value, advice};
 use crate::config::{BACKENDS, bounds};
 
-use super::{Component, Encoding, ExecutionTarget, Limits, Model, Precision, Reading, names};
+use super::{Batching, Component, Encoding, ExecutionTarget, Limits, Model, Precision, Reading, names};
 
 const OURS: &str = "tenon";
 const ENCODINGS: [(&str, Encoding); 2] = [("onnx", Encoding::Onnx), ("openvino", Encoding::Openvino)];
@@ -74,9 +75,8 @@ fn model(t: &mut Table<'_>, line: usize, dir: &Path) -> Option<Model> {
     let idle_timeout_s = t.number("idle_timeout_s", bounds::IDLE_S, "s");
     let precision = t.choice("precision", &precisions);
     let concurrency = t.number("concurrency", bounds::CONCURRENCY, "");
-    if let Some(value) = t.value("batching") {
-        value.refuse("`batching` of a model is not supported yet; remove it");
-    }
+    let batching = t.table("batching", batching).flatten();
+    let queue_length = t.number("queue_length", bounds::QUEUE, "");
     let path = path?;
     let encoding = match encoding {
         Some(encoding) => encoding,
@@ -85,7 +85,29 @@ fn model(t: &mut Table<'_>, line: usize, dir: &Path) -> Option<Model> {
     check_backend(t, backend, encoding, target);
     let weights = read_weights(weights, &path, encoding, dir);
     let backend = backend.map(str::to_owned);
-    Some(Model { path, weights, encoding, target, backend, idle_timeout_s, precision, concurrency, line })
+    Some(Model {
+        path,
+        weights,
+        encoding,
+        target,
+        backend,
+        idle_timeout_s,
+        precision,
+        concurrency,
+        batching,
+        queue_length,
+        line,
+    })
+}
+
+/// How long calls wait for others where the author does not say: little beside an inference that is worth joining.
+const MAX_DELAY: Duration = Duration::from_micros(500);
+
+fn batching(t: &mut Table<'_>) -> Option<Batching> {
+    let max_size = t.required("max_size", "max_size = 8");
+    let max_delay_us: Option<u64> = t.number("max_delay_us", bounds::DELAY_US, "us");
+    let max_delay = max_delay_us.map_or(MAX_DELAY, Duration::from_micros);
+    Some(Batching { max_size: max_size?.number(bounds::BATCH, "")?, max_delay })
 }
 
 fn file(value: &Value<'_>, dir: &Path) -> Option<PathBuf> {

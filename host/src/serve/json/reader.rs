@@ -1,37 +1,54 @@
-//! The two passes over a request's body, which leave nothing of it but what a call takes.
+//! One pass over an inference request in JSON, which leaves nothing of it but what a call takes.
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
-use serde::de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess};
-
-use super::data::{Elements, Room};
-use super::take::{Any, Scalar, Take};
-use super::{Refused, not_json, wrong};
+use super::data::{self, Room};
+use super::scan::{Scan, Value};
+use super::text::Text;
+use super::{Refused, wrong};
 use crate::instance::typed::Parameter;
 use crate::tensor::{Datatype, MAX_RANK, Tensor};
 
 /// The most inputs, parameters and outputs that a request may name, each.
-const ENTRIES: usize = 256;
+pub(in crate::serve) const ENTRIES: usize = 256;
 
-/// What a call takes of a body.
-pub(super) fn call(body: &[u8], room: &mut Room<'_>) -> Result<Call, Refused> {
-    let mut reader = Reader { call: Call::default(), longest: body.len(), room, again: false };
-    reader.walk(body)?;
-    if reader.call.inputs.iter().any(|entry| matches!(entry.data, Data::Later)) {
-        for entry in &reader.call.inputs {
-            entry.head()?;
-        }
-        // What the elements are stood behind them: now that it is known, they are read.
-        reader.again = true;
-        reader.walk(body)?;
-    }
-    reader.call.checked()
+/// An inference request as it is written.
+#[derive(Default)]
+pub(in crate::serve) struct Message {
+    pub(in crate::serve) id: Option<String>,
+    pub(in crate::serve) inputs: Vec<Input>,
+    pub(in crate::serve) parameters: Vec<(String, Parameter)>,
+    pub(in crate::serve) outputs: Vec<Output>,
 }
 
-/// A value of one form; what is not of it was seen, and skipped.
+/// One of `inputs`.
+pub(in crate::serve) struct Input {
+    pub(in crate::serve) name: String,
+    pub(in crate::serve) datatype: Datatype,
+    pub(in crate::serve) shape: Vec<usize>,
+    pub(in crate::serve) content: Content,
+}
+
+/// Where the elements of an input are.
+pub(in crate::serve) enum Content {
+    /// They stood in the JSON.
+    Here(Tensor),
+    /// So many bytes of what follows the JSON.
+    Binary(usize),
+}
+
+/// One of `outputs`.
+pub(in crate::serve) struct Output {
+    pub(in crate::serve) name: String,
+    /// What it says of its own form.
+    pub(in crate::serve) is_binary: Option<bool>,
+    /// How many of the best classes are wanted in its place; 0 stands for the tensor itself.
+    pub(in crate::serve) classes: usize,
+}
+
+/// A value of one form; what is not of it was seen, and skipped. A null is no value.
 #[derive(Default)]
-pub(super) enum Field<T> {
+enum Field<T> {
     #[default]
     Absent,
     Wrong,
@@ -40,334 +57,378 @@ pub(super) enum Field<T> {
 
 impl<T> Field<T> {
     /// A second value of the same key is refused.
-    fn begin<E: Error>(&mut self, key: &'static str) -> Result<&mut Self, E> {
-        if !matches!(self, Field::Absent) {
-            return Err(E::duplicate_field(key));
+    fn once(&self, key: &str) -> Result<(), Refused> {
+        match self {
+            Field::Absent => Ok(()),
+            Field::Wrong | Field::Is(_) => Err(twice(key)),
         }
-        *self = Field::Wrong;
-        Ok(self)
     }
 
-    pub(super) fn value(self) -> Option<T> {
+    /// Takes the value at the place: `read` goes past it, and answers nothing for one of another form.
+    fn take<'a>(
+        &mut self,
+        key: &str,
+        scan: &mut Scan<'a>,
+        read: impl FnOnce(&mut Scan<'a>, &Value<'a>) -> Result<Option<T>, Refused>,
+    ) -> Result<(), Refused> {
+        self.once(key)?;
+        let value = scan.value()?;
+        *self = match read(scan, &value)? {
+            Some(read) => Field::Is(read),
+            None if matches!(value, Value::Null) => Field::Absent,
+            None => Field::Wrong,
+        };
+        Ok(())
+    }
+
+    fn value(self) -> Option<T> {
         match self {
             Field::Is(value) => Some(value),
             Field::Absent | Field::Wrong => None,
         }
     }
-}
 
-/// What was read of a body.
-#[derive(Default)]
-pub(super) struct Call {
-    is_object: bool,
-    pub(super) id: Field<String>,
-    has_inputs: Field<()>,
-    pub(super) inputs: Vec<Entry>,
-    has_parameters: Field<()>,
-    pub(super) parameters: BTreeMap<String, Field<Parameter>>,
-    has_outputs: Field<()>,
-    pub(super) outputs: Vec<Field<String>>,
-}
-
-impl Call {
-    fn checked(self) -> Result<Call, Refused> {
-        let rows = [
-            (!self.is_object, "the body is not a JSON object with `inputs`"),
-            (matches!(self.id, Field::Wrong), "`id` is not a string"),
-            (!matches!(self.has_inputs, Field::Is(())), "the body has no array `inputs`"),
-            (matches!(self.has_parameters, Field::Wrong), "`parameters` is not an object"),
-            (matches!(self.has_outputs, Field::Wrong), "`outputs` is not an array"),
-        ];
-        match rows.iter().find(|(is_wrong, _)| *is_wrong) {
-            Some((_, what)) => Err(wrong(what)),
-            None => Ok(self),
-        }
+    fn is_wrong(&self) -> bool {
+        matches!(self, Field::Wrong)
     }
 }
 
-/// One of `inputs`.
-#[derive(Default)]
-pub(super) struct Entry {
-    is_object: bool,
-    name: Field<String>,
-    datatype: Field<String>,
-    shape: Field<Vec<usize>>,
-    data: Data,
+fn twice(key: &str) -> Refused {
+    wrong(&format!("duplicate field `{key}`"))
 }
 
-#[derive(Default)]
-enum Data {
-    #[default]
-    Absent,
-    /// It was skipped: what its elements are was not known yet.
-    Later,
-    Is(Result<Tensor, Refused>),
+/// Goes past a value that is not of the form.
+fn other<T>(scan: &mut Scan<'_>, value: &Value<'_>) -> Result<Option<T>, Refused> {
+    scan.leave(value)?;
+    Ok(None)
 }
 
-impl Entry {
-    fn head(&self) -> Result<(Datatype, &[usize]), Refused> {
-        if !self.is_object {
-            return Err(wrong("an entry of `inputs` is not an object"));
+/// Reads a request.
+pub(super) fn message(text: &[u8], room: &mut Room<'_>) -> Result<Message, Refused> {
+    let mut scan = Scan::new(text);
+    let Value::Object = scan.value()? else {
+        return Err(wrong("the body is not a JSON object with `inputs`"));
+    };
+    let (mut id, mut inputs, mut parameters, mut outputs) =
+        (Field::Absent, Field::Absent, Field::Absent, Field::Absent);
+    let mut first = true;
+    while let Some(key) = scan.key(&mut first)? {
+        if key.is("inputs") {
+            inputs.take("inputs", &mut scan, |scan, value| match value {
+                Value::Array => self::inputs(scan, room).map(Some),
+                _ => other(scan, value),
+            })?;
+        } else if key.is("outputs") {
+            outputs.take("outputs", &mut scan, |scan, value| match value {
+                Value::Array => self::outputs(scan).map(Some),
+                _ => other(scan, value),
+            })?;
+        } else if key.is("parameters") {
+            parameters.take("parameters", &mut scan, |scan, value| match value {
+                Value::Object => self::parameters(scan).map(Some),
+                _ => other(scan, value),
+            })?;
+        } else if key.is("id") {
+            id.take("id", &mut scan, string)?;
+        } else {
+            scan.skip()?;
         }
+    }
+    scan.end()?;
+    let rows = [
+        (id.is_wrong(), "`id` is not a string"),
+        (parameters.is_wrong(), "`parameters` is not an object"),
+        (outputs.is_wrong(), "`outputs` is not an array"),
+    ];
+    if let Some((_, what)) = rows.iter().find(|(is_wrong, _)| *is_wrong) {
+        return Err(wrong(what));
+    }
+    Ok(Message {
+        id: id.value(),
+        inputs: inputs.value().ok_or_else(|| wrong("the body has no array `inputs`"))?,
+        parameters: parameters.value().unwrap_or_default(),
+        outputs: outputs.value().unwrap_or_default(),
+    })
+}
+
+fn inputs(scan: &mut Scan<'_>, room: &mut Room<'_>) -> Result<Vec<Input>, Refused> {
+    let (mut first, mut inputs) = (true, Vec::new());
+    while scan.element(&mut first)? {
+        if inputs.len() == ENTRIES {
+            return Err(wrong(&format!("there are more than {ENTRIES} inputs")));
+        }
+        let Value::Object = scan.value()? else {
+            return Err(wrong("an entry of `inputs` is not an object"));
+        };
+        inputs.push(input(scan, room)?);
+    }
+    Ok(inputs)
+}
+
+/// An input as far as it has been read.
+#[derive(Default)]
+struct Entry<'a> {
+    name: Field<String>,
+    datatype: Field<Text<'a>>,
+    shape: Field<Vec<usize>>,
+    parameters: Field<Binary>,
+    data: Field<Elements<'a>>,
+}
+
+enum Elements<'a> {
+    /// Where they begin: what they are stands behind them.
+    Later(Scan<'a>),
+    Are(Tensor),
+}
+
+/// What an input's parameters say of where its elements are.
+#[derive(Default)]
+struct Binary {
+    size: Field<usize>,
+    is_shared: bool,
+}
+
+fn input(scan: &mut Scan<'_>, room: &mut Room<'_>) -> Result<Input, Refused> {
+    let (mut first, mut entry) = (true, Entry::default());
+    while let Some(key) = scan.key(&mut first)? {
+        if key.is("data") {
+            entry.data.once("data")?;
+            let place = scan.clone();
+            if matches!(scan.clone().value()?, Value::Null) {
+                scan.skip()?;
+            } else if let Ok((name, datatype, shape)) = entry.head() {
+                let tensor = data::tensor(scan, datatype, shape.to_vec(), room);
+                entry.data = Field::Is(Elements::Are(tensor.map_err(|refused| refused.of_input(name))?));
+            } else {
+                scan.skip()?;
+                entry.data = Field::Is(Elements::Later(place));
+            }
+        } else if key.is("name") {
+            entry.name.take("name", scan, string)?;
+        } else if key.is("shape") {
+            entry.shape.take("shape", scan, shape)?;
+        } else if key.is("datatype") {
+            entry.datatype.take("datatype", scan, |scan, value| match value {
+                Value::Text(text) => Ok(Some(*text)),
+                _ => other(scan, value),
+            })?;
+        } else if key.is("parameters") {
+            entry.parameters.take("parameters", scan, binary)?;
+        } else {
+            scan.skip()?;
+        }
+    }
+    entry.finish(room)
+}
+
+impl Entry<'_> {
+    fn head(&self) -> Result<(&str, Datatype, &[usize]), Refused> {
         let Field::Is(name) = &self.name else {
             return Err(wrong("an entry of `inputs` has no `name`"));
         };
-        let wrong = |what: &str| wrong(&format!("input `{name}`: {what}"));
-        let Field::Is(datatype) = &self.datatype else {
+        let wrong = |what: &str| wrong(what).of_input(name);
+        let Field::Is(text) = &self.datatype else {
             return Err(wrong("there is no `datatype`, such as \"FP32\""));
         };
-        let datatype = Datatype::from_name(datatype).ok_or_else(|| {
-            wrong(&format!("there is no datatype `{datatype}`; FP32 and INT64 are two of them"))
-        })?;
+        let datatype = Datatype::ALL.into_iter().find(|datatype| text.is(datatype.name()));
+        let Some(datatype) = datatype else {
+            let text: String = text.read()?.chars().take(32).collect();
+            return Err(wrong(&format!("there is no datatype `{text}`; FP32 and INT64 are two of them")));
+        };
         let Field::Is(shape) = &self.shape else {
             return Err(wrong("there is no `shape`, an array of numbers that are not negative"));
         };
-        Ok((datatype, shape))
+        Ok((name, datatype, shape))
     }
 
-    pub(super) fn input(self) -> Result<(String, Tensor), Refused> {
-        self.head()?;
-        let name = self.name.value().unwrap_or_default();
-        match self.data {
-            Data::Is(Ok(tensor)) => Ok((name, tensor)),
-            Data::Is(Err(Refused::Input(what))) => Err(wrong(&format!("input `{name}`: {what}"))),
-            Data::Is(Err(Refused::NoRoom)) => Err(Refused::NoRoom),
-            Data::Absent | Data::Later => Err(wrong(&format!("input `{name}`: there is no `data`"))),
+    fn finish(self, room: &mut Room<'_>) -> Result<Input, Refused> {
+        let (name, datatype, shape) = self.head()?;
+        let (name, shape) = (name.to_owned(), shape.to_vec());
+        let wrong = |what: &str| wrong(what).of_input(&name);
+        if self.parameters.is_wrong() {
+            return Err(wrong("`parameters` is not an object"));
         }
-    }
-}
-
-/// One pass over a body. The second one is only for what the first one could not read.
-struct Reader<'a, 'b> {
-    call: Call,
-    longest: usize,
-    room: &'a mut Room<'b>,
-    again: bool,
-}
-
-impl Reader<'_, '_> {
-    fn walk(&mut self, body: &[u8]) -> Result<(), Refused> {
-        let mut deserializer = serde_json::Deserializer::from_slice(body);
-        let read = Any(&mut *self).deserialize(&mut deserializer).and_then(|()| deserializer.end());
-        let Err(error) = read else { return Ok(()) };
-        if let Some(entry) = self.call.inputs.iter_mut().find(|entry| matches!(entry.data, Data::Is(Err(_))))
-        {
-            std::mem::take(entry).input()?;
+        let Binary { size, is_shared } = self.parameters.value().unwrap_or_default();
+        if is_shared {
+            return Err(wrong("shared memory is not supported; send `data`, or a binary tensor"));
         }
-        Err(if error.is_data() { Refused::Input(error.to_string()) } else { not_json(&error) })
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(field_identifier, rename_all = "lowercase")]
-enum Key {
-    Id,
-    Inputs,
-    Parameters,
-    Outputs,
-    Name,
-    Datatype,
-    Shape,
-    Data,
-    #[serde(other)]
-    Unknown,
-}
-
-impl<'de> Take<'de> for &mut Reader<'_, '_> {
-    fn object<A: MapAccess<'de>>(self, mut fields: A) -> Result<(), A::Error> {
-        self.call.is_object = true;
-        while let Some(key) = fields.next_key::<Key>()? {
-            let call = &mut self.call;
-            match key {
-                Key::Inputs => {
-                    if !self.again {
-                        call.has_inputs.begin("inputs")?;
-                    }
-                    fields.next_value_seed(Any(Inputs(&mut *self)))?;
-                }
-                _ if self.again => drop(fields.next_value::<IgnoredAny>()?),
-                Key::Id => fields.next_value_seed(Any(call.id.begin("id")?))?,
-                Key::Parameters => {
-                    call.has_parameters.begin("parameters")?;
-                    fields.next_value_seed(Any(Parameters(call)))?;
-                }
-                Key::Outputs => {
-                    call.has_outputs.begin("outputs")?;
-                    fields.next_value_seed(Any(Outputs(call)))?;
-                }
-                _ => drop(fields.next_value::<IgnoredAny>()?),
+        if size.is_wrong() {
+            return Err(wrong("`binary_data_size` is not a whole number of bytes"));
+        }
+        let content = match (self.data.value(), size.value()) {
+            (Some(_), Some(_)) => {
+                return Err(wrong("there are both `data` and `binary_data_size`; send one of them"));
             }
-        }
-        Ok(())
+            (None, None) => {
+                return Err(wrong("there is no `data`, and no `binary_data_size` in its `parameters`"));
+            }
+            (None, Some(size)) => Content::Binary(size),
+            (Some(Elements::Are(tensor)), None) => Content::Here(tensor),
+            (Some(Elements::Later(mut scan)), None) => {
+                let tensor = data::tensor(&mut scan, datatype, shape.clone(), room);
+                Content::Here(tensor.map_err(|refused| refused.of_input(&name))?)
+            }
+        };
+        Ok(Input { name, datatype, shape, content })
     }
 }
 
-struct Inputs<'a, 'b, 'c>(&'a mut Reader<'b, 'c>);
-
-impl<'de> Take<'de> for Inputs<'_, '_, '_> {
-    fn array<A: SeqAccess<'de>>(self, mut elements: A) -> Result<(), A::Error> {
-        let Inputs(reader) = self;
-        reader.call.has_inputs = Field::Is(());
-        for index in 0.. {
-            if !reader.again {
-                reader.call.inputs.push(Entry::default());
-            }
-            let entry = EntryOf { index, reader: &mut *reader };
-            if elements.next_element_seed(Any(entry))?.is_none() {
-                break;
-            }
-            if index == ENTRIES {
-                return Err(A::Error::custom(format!("there are more than {ENTRIES} inputs")));
-            }
-        }
-        if !reader.again {
-            // The one that was made for an element that did not come.
-            reader.call.inputs.pop();
-        }
-        Ok(())
+fn string<'a>(scan: &mut Scan<'a>, value: &Value<'a>) -> Result<Option<String>, Refused> {
+    match value {
+        Value::Text(text) => text.read().map(Some),
+        _ => other(scan, value),
     }
 }
 
-struct EntryOf<'a, 'b, 'c> {
-    index: usize,
-    reader: &'a mut Reader<'b, 'c>,
-}
-
-impl<'de> Take<'de> for EntryOf<'_, '_, '_> {
-    fn object<A: MapAccess<'de>>(self, mut fields: A) -> Result<(), A::Error> {
-        let Reader { call, longest, room, again } = self.reader;
-        let entry = &mut call.inputs[self.index];
-        entry.is_object = true;
-        while let Some(key) = fields.next_key::<Key>()? {
-            match (key, &entry.data, *again) {
-                (Key::Data, Data::Absent, false) | (Key::Data, Data::Later, true) => {
-                    let Ok((datatype, shape)) = entry.head() else {
-                        entry.data = Data::Later;
-                        fields.next_value::<IgnoredAny>()?;
-                        continue;
-                    };
-                    let read = Elements::read(datatype, shape.to_vec(), *longest, *room, &mut fields)?;
-                    let is_refused = read.is_err();
-                    entry.data = Data::Is(read);
-                    if is_refused {
-                        return Err(A::Error::custom("refused"));
-                    }
-                }
-                (Key::Data, _, false) => return Err(A::Error::duplicate_field("data")),
-                (Key::Name, _, false) => fields.next_value_seed(Any(entry.name.begin("name")?))?,
-                (Key::Datatype, _, false) => {
-                    fields.next_value_seed(Any(entry.datatype.begin("datatype")?))?
-                }
-                (Key::Shape, _, false) => fields.next_value_seed(Any(entry.shape.begin("shape")?))?,
-                _ => drop(fields.next_value::<IgnoredAny>()?),
-            }
-        }
-        Ok(())
-    }
-}
-
-struct Parameters<'a>(&'a mut Call);
-
-impl<'de> Take<'de> for Parameters<'_> {
-    fn object<A: MapAccess<'de>>(self, mut fields: A) -> Result<(), A::Error> {
-        let Call { has_parameters, parameters, .. } = self.0;
-        *has_parameters = Field::Is(());
-        while let Some(name) = fields.next_key::<String>()? {
-            if parameters.len() == ENTRIES {
-                return Err(A::Error::custom(format!("there are more than {ENTRIES} parameters")));
-            }
-            let mut value = Field::Wrong;
-            fields.next_value_seed(Any(&mut value))?;
-            parameters.insert(name, value);
-        }
-        Ok(())
-    }
-}
-
-struct Outputs<'a>(&'a mut Call);
-
-impl<'de> Take<'de> for Outputs<'_> {
-    fn array<A: SeqAccess<'de>>(self, mut elements: A) -> Result<(), A::Error> {
-        let Call { has_outputs, outputs, .. } = self.0;
-        *has_outputs = Field::Is(());
-        loop {
-            let mut name = Field::Absent;
-            if elements.next_element_seed(Any(OutputName(&mut name)))?.is_none() {
-                return Ok(());
-            }
-            if outputs.len() == ENTRIES {
-                return Err(A::Error::custom(format!("there are more than {ENTRIES} outputs")));
-            }
-            outputs.push(name);
-        }
-    }
-}
-
-struct OutputName<'a>(&'a mut Field<String>);
-
-impl<'de> Take<'de> for OutputName<'_> {
-    fn object<A: MapAccess<'de>>(self, mut fields: A) -> Result<(), A::Error> {
-        while let Some(key) = fields.next_key::<Key>()? {
-            match key {
-                Key::Name => fields.next_value_seed(Any(self.0.begin("name")?))?,
-                _ => drop(fields.next_value::<IgnoredAny>()?),
-            }
-        }
-        Ok(())
-    }
-}
-
-impl<'de> Take<'de> for &mut Field<String> {
-    fn scalar<E: Error>(self, value: Scalar<'_>) -> Result<(), E> {
-        if let Scalar::Text(text) = value {
-            *self = Field::Is(text.to_owned());
-        }
-        Ok(())
-    }
-}
-
-impl<'de> Take<'de> for &mut Field<Parameter> {
-    fn scalar<E: Error>(self, value: Scalar<'_>) -> Result<(), E> {
-        *self = Field::Is(match value {
-            Scalar::Null => return Ok(()),
-            Scalar::Bool(value) => Parameter::Bool(value),
-            Scalar::Int(value) => Parameter::Int64(value),
-            Scalar::Uint(value) => i64::try_from(value).map_or(Parameter::Uint64(value), Parameter::Int64),
-            Scalar::Float(value) => Parameter::Double(value),
-            Scalar::Text(text) => Parameter::Text(text.to_owned()),
-        });
-        Ok(())
-    }
-}
-
-impl<'de> Take<'de> for &mut Field<usize> {
-    fn scalar<E: Error>(self, value: Scalar<'_>) -> Result<(), E> {
-        if let Scalar::Uint(dim) = value {
-            *self = Field::Is(usize::try_from(dim).unwrap_or(usize::MAX));
-        }
-        Ok(())
-    }
-}
-
-impl<'de> Take<'de> for &mut Field<Vec<usize>> {
-    fn array<A: SeqAccess<'de>>(self, mut elements: A) -> Result<(), A::Error> {
-        let mut shape = Some(Vec::new());
-        loop {
-            let mut dim = Field::Wrong;
-            if elements.next_element_seed(Any(&mut dim))?.is_none() {
-                break;
-            }
+fn shape<'a>(scan: &mut Scan<'a>, value: &Value<'a>) -> Result<Option<Vec<usize>>, Refused> {
+    let Value::Array = value else { return other(scan, value) };
+    let (mut first, mut shape) = (true, Some(Vec::new()));
+    while scan.element(&mut first)? {
+        let value = scan.value()?;
+        scan.leave(&value)?;
+        let dim = match &value {
+            Value::Number(number) => number.uint(),
+            _ => None,
+        };
+        shape = shape.zip(dim).map(|(mut shape, dim)| {
             // One more than there may be is kept, by which the shape is refused.
-            shape = shape.zip(dim.value()).map(|(mut shape, dim)| {
-                if shape.len() <= MAX_RANK {
-                    shape.push(dim);
-                }
-                shape
-            });
-        }
-        if let Some(shape) = shape {
-            *self = Field::Is(shape);
-        }
-        Ok(())
+            if shape.len() <= MAX_RANK {
+                shape.push(usize::try_from(dim).unwrap_or(usize::MAX));
+            }
+            shape
+        });
     }
+    Ok(shape)
+}
+
+fn is_shared_memory(key: Text<'_>) -> bool {
+    ["shared_memory_region", "shared_memory_byte_size", "shared_memory_offset"]
+        .iter()
+        .any(|name| key.is(name))
+}
+
+fn binary<'a>(scan: &mut Scan<'a>, value: &Value<'a>) -> Result<Option<Binary>, Refused> {
+    let Value::Object = value else { return other(scan, value) };
+    let (mut first, mut binary) = (true, Binary::default());
+    while let Some(key) = scan.key(&mut first)? {
+        if key.is("binary_data_size") {
+            binary.size.take("binary_data_size", scan, size)?;
+        } else {
+            binary.is_shared |= is_shared_memory(key);
+            scan.skip()?;
+        }
+    }
+    Ok(Some(binary))
+}
+
+fn size<'a>(scan: &mut Scan<'a>, value: &Value<'a>) -> Result<Option<usize>, Refused> {
+    match value {
+        Value::Number(number) => Ok(number.uint().map(|size| usize::try_from(size).unwrap_or(usize::MAX))),
+        _ => other(scan, value),
+    }
+}
+
+fn outputs(scan: &mut Scan<'_>) -> Result<Vec<Output>, Refused> {
+    let (mut first, mut outputs) = (true, Vec::new());
+    while scan.element(&mut first)? {
+        if outputs.len() == ENTRIES {
+            return Err(wrong(&format!("there are more than {ENTRIES} outputs")));
+        }
+        let Value::Object = scan.value()? else {
+            return Err(wrong("an entry of `outputs` is not an object"));
+        };
+        outputs.push(output(scan)?);
+    }
+    Ok(outputs)
+}
+
+/// What an output's parameters say of the form that is wanted.
+#[derive(Default)]
+struct Form {
+    is_binary: Field<bool>,
+    classes: Field<usize>,
+    is_shared: bool,
+}
+
+fn output(scan: &mut Scan<'_>) -> Result<Output, Refused> {
+    let (mut name, mut parameters) = (Field::Absent, Field::Absent);
+    let mut first = true;
+    while let Some(key) = scan.key(&mut first)? {
+        if key.is("name") {
+            name.take("name", scan, string)?;
+        } else if key.is("parameters") {
+            parameters.take("parameters", scan, form)?;
+        } else {
+            scan.skip()?;
+        }
+    }
+    let name = name.value().ok_or_else(|| wrong("an entry of `outputs` has no `name`"))?;
+    let wrong = |what: &str| wrong(&format!("output `{name}`: {what}"));
+    if parameters.is_wrong() {
+        return Err(wrong("`parameters` is not an object"));
+    }
+    let Form { is_binary, classes, is_shared } = parameters.value().unwrap_or_default();
+    if is_shared {
+        return Err(wrong("shared memory is not supported; take the tensor from the answer"));
+    }
+    if is_binary.is_wrong() {
+        return Err(wrong("`binary_data` is not true or false"));
+    }
+    if classes.is_wrong() {
+        return Err(wrong("`classification` is not a number of classes"));
+    }
+    Ok(Output { is_binary: is_binary.value(), classes: classes.value().unwrap_or_default(), name })
+}
+
+fn form<'a>(scan: &mut Scan<'a>, value: &Value<'a>) -> Result<Option<Form>, Refused> {
+    let Value::Object = value else { return other(scan, value) };
+    let (mut first, mut form) = (true, Form::default());
+    while let Some(key) = scan.key(&mut first)? {
+        if key.is("binary_data") {
+            form.is_binary.take("binary_data", scan, |scan, value| match value {
+                Value::Bool(value) => Ok(Some(*value)),
+                _ => other(scan, value),
+            })?;
+        } else if key.is("classification") {
+            form.classes.take("classification", scan, size)?;
+        } else {
+            form.is_shared |= is_shared_memory(key);
+            scan.skip()?;
+        }
+    }
+    Ok(Some(form))
+}
+
+/// Reads the object that the place is in, which holds values beside the tensors. A null is none.
+pub(in crate::serve) fn parameters(scan: &mut Scan<'_>) -> Result<Vec<(String, Parameter)>, Refused> {
+    let (mut first, mut parameters) = (true, BTreeMap::new());
+    while let Some(key) = scan.key(&mut first)? {
+        let (name, value) = (key.read()?, scan.value()?);
+        if parameters.len() == ENTRIES {
+            return Err(wrong(&format!("there are more than {ENTRIES} parameters")));
+        }
+        if let Some(value) = parameter(&name, &value)?
+            && parameters.insert(name, value).is_some()
+        {
+            return Err(wrong(&format!("parameter `{}` is given twice", key.read()?)));
+        }
+    }
+    Ok(parameters.into_iter().collect())
+}
+
+/// A value beside the tensors.
+pub(in crate::serve) fn parameter(name: &str, value: &Value<'_>) -> Result<Option<Parameter>, Refused> {
+    let parameter = match value {
+        Value::Null => return Ok(None),
+        Value::Bool(value) => Some(Parameter::Bool(*value)),
+        Value::Text(text) => Some(Parameter::Text(text.read()?)),
+        Value::Number(number) => number
+            .int()
+            .map(Parameter::Int64)
+            .or_else(|| number.uint().map(Parameter::Uint64))
+            .or_else(|| number.fp64().map(Parameter::Double)),
+        Value::Array | Value::Object => None,
+    };
+    let what = || wrong(&format!("parameter `{name}` is not a string, number or boolean"));
+    parameter.map(Some).ok_or_else(what)
 }

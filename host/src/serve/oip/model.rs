@@ -73,7 +73,7 @@ pub fn max_batch_size(function: &Function) -> usize {
 }
 
 /// How calls of a model that is served as it is are joined. What a function with code does with its models is its own.
-pub fn batching(function: &Function) -> Option<crate::backend::Batching> {
+pub fn batching(function: &Function) -> Option<crate::backend::batch::Batching> {
     served_model(function).and_then(|model| model.batching)
 }
 
