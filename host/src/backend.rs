@@ -15,6 +15,7 @@ use thiserror::Error;
 use crate::tensor::{Datatype, Tensor};
 
 pub mod available;
+pub mod brisk;
 #[cfg(any(feature = "rten", feature = "tract"))]
 pub mod onnx;
 #[cfg(feature = "onnxruntime")]
@@ -139,6 +140,12 @@ pub trait Backend: Send + Sync {
 /// A model loaded into a backend, shared by every caller that was granted the model.
 pub trait Graph: Send + Sync {
     fn signature(&self) -> &Signature;
+
+    /// Whether a run computes on the thread that asks for it, with no more stack than is granted to any, so that
+    /// it may be any thread.
+    fn runs_on_caller(&self) -> bool {
+        false
+    }
 
     /// Runs the graph once. `inputs` hold one tensor for each input of the signature, in its order, already
     /// checked by [`validate::inputs`]; the outputs come in the signature's order. Blocks; callers bound how

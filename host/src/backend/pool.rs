@@ -8,6 +8,7 @@ use std::thread;
 use thiserror::Error;
 use tokio::sync::oneshot;
 
+use super::brisk::Brisk;
 use super::{Cancel, Graph, InferError};
 use crate::tensor::Tensor;
 
@@ -25,6 +26,8 @@ pub struct QueueFull;
 /// A fixed number of threads with one bounded queue.
 pub struct Pool {
     shared: Arc<Shared>,
+    /// Where short inferences run in place of these threads.
+    pub brisk: Brisk,
 }
 
 struct Shared {
@@ -52,7 +55,7 @@ impl Pool {
             ready: Condvar::new(),
             limit: queue_length,
         });
-        let pool = Pool { shared };
+        let pool = Pool { shared, brisk: Brisk::start()? };
         for index in 0..threads.max(1) {
             let shared = Arc::clone(&pool.shared);
             let builder = thread::Builder::new().name(format!("infer-{index}")).stack_size(STACK_BYTES);
@@ -143,7 +146,12 @@ impl Shared {
     }
 }
 
-fn run_caught(graph: &dyn Graph, inputs: Vec<Tensor>, cancel: &Cancel) -> Result<Vec<Tensor>, InferError> {
+/// Runs the graph; a panic of its backend is an error of the run.
+pub(super) fn run_caught(
+    graph: &dyn Graph,
+    inputs: Vec<Tensor>,
+    cancel: &Cancel,
+) -> Result<Vec<Tensor>, InferError> {
     if cancel.is_raised() {
         return Err(InferError::Cancelled);
     }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use tokio::sync::{Notify, Semaphore, watch};
 
+use super::brisk::{Paced, User};
 use super::pool::{Pool, QueueFull};
 use super::validate::{self, InputError};
 use super::{
@@ -119,7 +120,7 @@ enum Entry {
 
 /// A graph in memory. It is in use for as long as anyone but the table holds it.
 struct Resident {
-    graph: Arc<dyn Graph>,
+    graph: Arc<Paced>,
     backend: &'static str,
     cost_bytes: u64,
     stay: Mutex<Stay>,
@@ -205,7 +206,7 @@ impl Residency {
 
     fn lease(self: &Arc<Self>, resident: Arc<Resident>, model: &Model, cold: bool) -> Lease {
         resident.touch(model.idle_timeout);
-        Lease { resident, residency: Arc::clone(self), cold }
+        Lease { resident, residency: Arc::clone(self), cold, _user: self.pool.brisk.user() }
     }
 
     fn ready_or_loading(
@@ -266,7 +267,7 @@ impl Residency {
             "graph loaded"
         );
         Ok(Arc::new(Resident {
-            graph,
+            graph: Arc::new(Paced::new(graph)),
             backend: model.backend.name(),
             cost_bytes: model.cost_bytes,
             stay: Mutex::new(Stay { last_used: Instant::now(), idle_timeout: model.idle_timeout }),
@@ -404,6 +405,7 @@ pub struct Lease {
     resident: Arc<Resident>,
     residency: Arc<Residency>,
     cold: bool,
+    _user: User,
 }
 
 impl Lease {
@@ -437,8 +439,15 @@ impl Lease {
         // The run keeps the graph in use even when the caller is gone.
         let held = (permit, Arc::clone(&self.resident));
         let cancel = Arc::new(Cancel::at(deadline));
-        let graph = Arc::clone(&self.resident.graph);
-        let outputs = self.residency.pool.run(graph, inputs, cancel, held).await??;
+        let outputs = match self.residency.pool.brisk.run(&self.resident.graph, inputs, &cancel, deadline) {
+            // The call is over: what holds it to its deadline could not do so meanwhile, and does it now.
+            Ok(_) if Instant::now() >= deadline => std::future::pending().await,
+            Ok(outputs) => outputs?,
+            Err(inputs) => {
+                let graph: Arc<Paced> = Arc::clone(&self.resident.graph);
+                self.residency.pool.run(graph, inputs, cancel, held).await??
+            }
+        };
         let expected = self.signature().outputs.len();
         if outputs.len() != expected {
             return Err(RunError::Outputs { expected, actual: outputs.len() });
@@ -458,8 +467,14 @@ pub fn short(digest: &str) -> &str {
     digest.get(..12).unwrap_or(digest)
 }
 
-/// Gives freed memory back to the system: glibc keeps most of a dropped graph otherwise.
+/// Gives freed memory back to the system: allocators keep most of a dropped graph otherwise. Rust's memory and that
+/// of native libraries come from two of them.
 pub fn trim_heap() {
+    #[expect(unsafe_code, reason = "mimalloc offers this to C alone")]
+    // SAFETY: mi_collect takes no pointers and may be called at any time from any thread.
+    unsafe {
+        libmimalloc_sys::mi_collect(true);
+    }
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     #[expect(unsafe_code, reason = "glibc offers this to C alone")]
     // SAFETY: malloc_trim takes no pointers and may be called at any time from any thread.
