@@ -19,8 +19,11 @@ use crate::tensor::Tensor;
 /// The longest run that is short: a change of thread and back takes about half of it.
 const SHORT: Duration = Duration::from_micros(100);
 
-/// So many short runs one after the other make a graph brisk; one long one, and it has to show them anew.
-const IN_A_ROW: u32 = 16;
+/// So many short runs make a graph brisk, and one long one takes back as many.
+const SHOWN: u32 = 16;
+
+/// The most that a graph may have in hand: on a busy machine a short run takes long now and then.
+const MOST_SHOWN: u32 = 4 * SHOWN;
 
 /// How late a cancellation may be.
 const TICK: Duration = Duration::from_millis(1);
@@ -40,7 +43,7 @@ impl Paced {
     }
 
     fn is_brisk(&self) -> bool {
-        self.short.load(Ordering::Relaxed) >= IN_A_ROW
+        self.short.load(Ordering::Relaxed) >= SHOWN
     }
 }
 
@@ -56,13 +59,11 @@ impl Graph for Paced {
     fn run(&self, inputs: Vec<Tensor>, cancel: &Cancel) -> Result<Vec<Tensor>, InferError> {
         let started = Instant::now();
         let outputs = self.graph.run(inputs, cancel);
-        if outputs.is_ok() && started.elapsed() <= SHORT {
-            let _ = self.short.try_update(Ordering::Relaxed, Ordering::Relaxed, |short| {
-                (short < IN_A_ROW).then_some(short + 1)
-            });
-        } else {
-            self.short.store(0, Ordering::Relaxed);
-        }
+        let is_short = outputs.is_ok() && started.elapsed() <= SHORT;
+        let _ = self.short.try_update(Ordering::Relaxed, Ordering::Relaxed, |short| {
+            let now = if is_short { (short + 1).min(MOST_SHOWN) } else { short.saturating_sub(SHOWN) };
+            (now != short).then_some(now)
+        });
         outputs
     }
 }
@@ -259,7 +260,7 @@ mod tests {
     async fn a_runtime_of_one_thread_is_not_blocked() {
         let brisk = Brisk::start().unwrap();
         let paced = Paced::new(moody());
-        for _ in 0..IN_A_ROW {
+        for _ in 0..SHOWN {
             paced.run(Vec::new(), &Cancel::default()).unwrap();
         }
         assert!(paced.is_brisk());
