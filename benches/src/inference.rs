@@ -34,22 +34,38 @@ pub async fn run(with: &With, onnxruntime: Option<&Path>, mobilenet: Option<&Pat
         served(with, backend, onnxruntime, &digits).await?;
     }
     let Some(mobilenet) = mobilenet else { return Ok(()) };
+    println!("\n| a large model | median us | added |");
+    println!("|---|---|---|");
     for backend in &backends {
-        let direct = direct(backend, onnxruntime, mobilenet, &[1, 3, 224, 224])?;
-        println!(
-            "| {backend} in a bare loop: mobilenet | 1 | {:.1} | {:.0} | | | | |",
-            1.0 / direct.as_secs_f64(),
-            us(direct)
-        );
+        added(with, backend, onnxruntime, mobilenet).await?;
     }
     Ok(())
 }
 
-fn us(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e6
+/// What a call over HTTP adds to a run of a large model: the bare loop and the calls in turn, round after round.
+async fn added(with: &With, backend: &str, onnxruntime: Option<&Path>, model: &Path) -> anyhow::Result<()> {
+    const SHAPE: [usize; 4] = [1, 3, 224, 224];
+    let tenon = server(with, backend, onnxruntime, model)?;
+    let image = vec![0; SHAPE.iter().product::<usize>() * 4];
+    let request = Request::post("/", "application/octet-stream", &image);
+    let once = With { rounds: 1, ..with.clone() };
+    let (mut bare, mut called) = (Vec::new(), Vec::new());
+    for _ in 0..with.rounds.max(1) {
+        bare.push(direct(backend, onnxruntime, model, &SHAPE)?);
+        let seen = interleaved(&once, &[("", &tenon, request.clone())], 1).await?;
+        anyhow::ensure!(seen.iter().all(|seen| seen.failed == 0), "tenon did not answer as it should");
+        called.extend(seen.iter().map(|seen| seen.p50));
+    }
+    bare.sort_unstable();
+    called.sort_unstable();
+    let (bare, called) = (bare[bare.len() / 2], called[called.len() / 2]);
+    let share = (called.as_secs_f64() / bare.as_secs_f64() - 1.0) * 100.0;
+    println!("| {backend} in a bare loop: mobilenet | {:.0} | |", us(bare));
+    println!("| tenon, {backend}: mobilenet | {:.0} | {share:.1} % |", us(called));
+    Ok(())
 }
 
-async fn served(with: &With, backend: &str, onnxruntime: Option<&Path>, model: &Path) -> anyhow::Result<()> {
+fn server(with: &With, backend: &str, onnxruntime: Option<&Path>, model: &Path) -> anyhow::Result<Server> {
     let grant = format!(
         "[component.f.tool.tenon.models.digits]\npath = {:?}\nbackend = \"{backend}\"\n",
         model.display().to_string()
@@ -57,7 +73,15 @@ async fn served(with: &With, backend: &str, onnxruntime: Option<&Path>, model: &
     let library = onnxruntime
         .map(|path| format!("[inference.onnxruntime]\nlibrary = {:?}\n", path.display().to_string()));
     let app = manifest(&guest("bench_digits.wasm"), &grant);
-    let tenon = Server::tenon(&with.tenon, &app, &library.unwrap_or_default())?;
+    Server::tenon(&with.tenon, &app, &library.unwrap_or_default())
+}
+
+fn us(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
+}
+
+async fn served(with: &With, backend: &str, onnxruntime: Option<&Path>, model: &Path) -> anyhow::Result<()> {
+    let tenon = server(with, backend, onnxruntime, model)?;
     let plain = plain_server()?;
     let body: Vec<u8> = (0..64u8).flat_map(|i| (f32::from(i) / 64.0).to_le_bytes()).collect();
     let request = Request::post("/", "application/octet-stream", &body);

@@ -200,18 +200,27 @@ pub fn manifest(wasm: &Path, more: &str) -> String {
 }
 
 async fn http(with: &With, wasmtime: Option<&Path>) -> anyhow::Result<()> {
-    let wasm = guest("http_p2.wasm");
+    println!("p2\n");
+    versions(with, wasmtime, "http_p2.wasm", &["-Scli"]).await?;
+    // Its default is to use an instance of these again.
+    println!("\np3\n");
+    let anew = ["-Scli", "-Sp3", "-Wcomponent-model-async=y", "--max-instance-reuse-count=1"];
+    versions(with, wasmtime, "bench_p3.wasm", &anew).await
+}
+
+async fn versions(with: &With, wasmtime: Option<&Path>, wasm: &str, options: &[&str]) -> anyhow::Result<()> {
+    const TUNED: [&str; 2] = [
+        "-Wtimeout=30s",
+        "-Opooling-memory-keep-resident=8388608,pooling-table-keep-resident=65536,pooling-pagemap-scan=auto",
+    ];
+    let wasm = guest(wasm);
     let mut rows = vec![
         ("plain server", plain_server()?),
         ("tenon", Server::tenon(&with.tenon, &manifest(&wasm, ""), "")?),
     ];
     if let Some(wasmtime) = wasmtime {
-        let tuned: &[&str] = &[
-            "-Wtimeout=30s",
-            "-Opooling-memory-keep-resident=8388608,pooling-table-keep-resident=65536,pooling-pagemap-scan=auto",
-        ];
-        rows.push(("wasmtime serve", serve(wasmtime, &wasm, &[])?));
-        rows.push(("wasmtime serve, tuned", serve(wasmtime, &wasm, tuned)?));
+        rows.push(("wasmtime serve", serve(wasmtime, &wasm, options)?));
+        rows.push(("wasmtime serve, tuned", serve(wasmtime, &wasm, &[options, &TUNED].concat())?));
     }
     println!(
         "| server | callers | req/s | p50 us | p99 us | server CPU us/req | failed | req/s, tenon = 1 |"
@@ -232,7 +241,7 @@ async fn http(with: &With, wasmtime: Option<&Path>) -> anyhow::Result<()> {
 fn serve(wasmtime: &Path, wasm: &Path, options: &[&str]) -> anyhow::Result<Server> {
     let address = free_address()?;
     let mut command = Command::new(wasmtime);
-    command.arg("serve").arg("-Scli").args(options).args(["--addr", &address.to_string()]).arg(wasm);
+    command.arg("serve").args(options).args(["--addr", &address.to_string()]).arg(wasm);
     Server::start(command, address, None)
 }
 

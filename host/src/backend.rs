@@ -16,6 +16,7 @@ use crate::tensor::{Datatype, Tensor};
 
 pub mod available;
 pub mod batch;
+pub mod brisk;
 #[cfg(any(feature = "rten", feature = "tract"))]
 pub mod onnx;
 #[cfg(feature = "onnxruntime")]
@@ -148,6 +149,12 @@ pub trait Graph: Send + Sync {
 
     /// Whether the engine prepares itself for every shape that it meets, so that batches should be of few sizes.
     fn prefers_few_shapes(&self) -> bool {
+        false
+    }
+
+    /// Whether a run computes on the thread that asks for it, with no more stack than is granted to any, so that
+    /// it may be any thread.
+    fn runs_on_caller(&self) -> bool {
         false
     }
 

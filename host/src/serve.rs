@@ -201,9 +201,9 @@ impl Server {
         if self.draining() {
             return Err(AnswerError::Draining);
         }
-        let path = request.uri().path().to_owned();
-        let Some(matched) = snapshot.routes.find(&path) else {
-            return Err(AnswerError::FunctionNotFound(path));
+        let path = request.uri().path();
+        let Some(matched) = snapshot.routes.find(path) else {
+            return Err(AnswerError::FunctionNotFound(path.to_owned()));
         };
         match &matched.route.target {
             Target::Static(answer) => Ok(body::fixed(answer)),

@@ -34,6 +34,7 @@ use tokio::sync::oneshot;
 use self::queue::{Entry, Policy, Queue, Rank};
 use self::run::Run;
 use self::timer::Timer;
+use super::brisk::Paced;
 use super::pool::{Pool, QueueFull};
 use super::validate::InputError;
 use super::{Cancel, Graph, InferError, Precision, Priority};
@@ -136,7 +137,7 @@ pub(super) struct About {
 
 /// Decides when which calls of one graph run.
 pub(super) struct Scheduler {
-    graph: Arc<dyn Graph>,
+    graph: Arc<Paced>,
     pool: Arc<Pool>,
     timer: Arc<Timer>,
     about: About,
@@ -200,7 +201,7 @@ enum Turn {
 impl Scheduler {
     /// A scheduler of at most `concurrency` runs at once.
     pub(super) fn new(
-        graph: Arc<dyn Graph>,
+        graph: Paced,
         concurrency: usize,
         pool: Arc<Pool>,
         timer: Arc<Timer>,
@@ -209,6 +210,7 @@ impl Scheduler {
         let places = concurrency.clamp(1, pool.threads());
         let state = State { running: 0, queue: Queue::default(), joins: Joins::Unknown, alarm: None };
         let few_shapes = graph.prefers_few_shapes();
+        let graph = Arc::new(graph);
         Arc::new(Scheduler { graph, pool, timer, about, places, few_shapes, state: Mutex::new(state) })
     }
 
@@ -232,9 +234,23 @@ impl Scheduler {
         let rows = lane.batching.and_then(|_| join::rows(&inputs));
         match self.enter(lane, inputs, rows, call, arrived, &hold)? {
             Turn::Now(place, inputs) => {
-                let (graph, cancel) = (Arc::clone(&self.graph), Arc::new(Cancel::at(call.deadline)));
-                let run = self.pool.run(graph, inputs, cancel, (place, hold)).await;
-                let run = run.map_err(Overloaded::from)?;
+                let cancel = Arc::new(Cancel::at(call.deadline));
+                let run = match self.pool.brisk.run(&self.graph, inputs, &cancel, call.deadline) {
+                    // The call is over: what holds it to its deadline could not do so meanwhile, and does it now.
+                    Ok(_) if Instant::now() >= call.deadline => {
+                        drop((place, hold));
+                        std::future::pending().await
+                    }
+                    Ok(run) => {
+                        drop((place, hold));
+                        run
+                    }
+                    Err(inputs) => {
+                        let graph: Arc<Paced> = Arc::clone(&self.graph);
+                        let run = self.pool.run(graph, inputs, cancel, (place, hold)).await;
+                        run.map_err(Overloaded::from)?
+                    }
+                };
                 let outputs = run.outputs?;
                 self.check_rows(rows, &outputs);
                 Ok(Ran {

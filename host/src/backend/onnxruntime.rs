@@ -89,7 +89,11 @@ impl Backend for OnnxRuntime {
         let outline = outline(&model.path)?;
         let (recipe, session) = Recipe::new(runtime, model, outline.is_static()).map_err(unloadable)?;
         let signature = signature(&session, &outline)?;
-        Ok(Arc::new(OnnxGraph { signature, pool: Pool::new(recipe, session, model.concurrency) }))
+        Ok(Arc::new(OnnxGraph {
+            signature,
+            target: model.target,
+            pool: Pool::new(recipe, session, model.concurrency),
+        }))
     }
 }
 
@@ -159,12 +163,17 @@ fn unloadable(reason: String) -> LoadError {
 
 struct OnnxGraph {
     signature: Signature,
+    target: ExecutionTarget,
     pool: Pool,
 }
 
 impl Graph for OnnxGraph {
     fn signature(&self) -> &Signature {
         &self.signature
+    }
+
+    fn runs_on_caller(&self) -> bool {
+        self.target == ExecutionTarget::Cpu
     }
 
     fn run(&self, inputs: Vec<Tensor>, cancel: &Cancel) -> Result<Vec<Tensor>, InferError> {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use tokio::sync::oneshot;
 
+use super::brisk::Brisk;
 use super::{Cancel, Graph, InferError};
 use crate::tensor::Tensor;
 
@@ -27,6 +28,8 @@ pub struct QueueFull;
 pub struct Pool {
     shared: Arc<Shared>,
     threads: usize,
+    /// Where short inferences run in place of these threads.
+    pub brisk: Brisk,
 }
 
 /// A run that has ended.
@@ -62,7 +65,7 @@ impl Pool {
             ready: Condvar::new(),
             limit: queue_length,
         });
-        let pool = Pool { shared, threads: threads.max(1) };
+        let pool = Pool { shared, threads: threads.max(1), brisk: Brisk::start()? };
         for index in 0..pool.threads {
             let shared = Arc::clone(&pool.shared);
             let builder = thread::Builder::new().name(format!("infer-{index}")).stack_size(STACK_BYTES);

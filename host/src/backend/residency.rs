@@ -10,6 +10,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use super::batch::timer::Timer;
 use super::batch::{About, Hold, Lane, Scheduler};
 pub use super::batch::{Batching, Call, Overloaded, Ran, RunError};
+use super::brisk::{Paced, User};
 use super::pool::Pool;
 use super::{Backend, Encoding, ExecutionTarget, LoadError, ModelFile, Precision, Signature, validate};
 use crate::telemetry::Telemetry;
@@ -241,7 +242,8 @@ impl Residency {
 
     fn lease(self: &Arc<Self>, resident: Arc<Resident>, model: &Model, cold: bool) -> Lease {
         resident.touch(model.idle_timeout);
-        Lease { resident, residency: Arc::clone(self), lane: model.lane(), cold }
+        let (lane, user) = (model.lane(), self.pool.brisk.user());
+        Lease { resident, residency: Arc::clone(self), lane, cold, _user: user }
     }
 
     fn ready_or_loading(
@@ -308,7 +310,7 @@ impl Residency {
         };
         let (pool, timer) = (Arc::clone(&self.pool), Arc::clone(&self.timer));
         Ok(Arc::new(Resident {
-            scheduler: Scheduler::new(graph, model.file.concurrency, pool, timer, about),
+            scheduler: Scheduler::new(Paced::new(graph), model.file.concurrency, pool, timer, about),
             backend: model.backend.name(),
             cost_bytes: model.cost_bytes,
             stay: Mutex::new(Stay { last_used: Instant::now(), idle_timeout: model.idle_timeout }),
@@ -446,6 +448,7 @@ pub struct Lease {
     residency: Arc<Residency>,
     lane: Lane,
     cold: bool,
+    _user: User,
 }
 
 impl Lease {
@@ -493,8 +496,14 @@ pub fn short(digest: &str) -> &str {
     digest.get(..12).unwrap_or(digest)
 }
 
-/// Gives freed memory back to the system: glibc keeps most of a dropped graph otherwise.
+/// Gives freed memory back to the system: allocators keep most of a dropped graph otherwise. Rust's memory and that
+/// of native libraries come from two of them.
 pub fn trim_heap() {
+    #[expect(unsafe_code, reason = "mimalloc offers this to C alone")]
+    // SAFETY: mi_collect takes no pointers and may be called at any time from any thread.
+    unsafe {
+        libmimalloc_sys::mi_collect(true);
+    }
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     #[expect(unsafe_code, reason = "glibc offers this to C alone")]
     // SAFETY: malloc_trim takes no pointers and may be called at any time from any thread.

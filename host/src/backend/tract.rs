@@ -86,6 +86,10 @@ impl Graph for TractGraph {
         &self.declared.signature
     }
 
+    fn runs_on_caller(&self) -> bool {
+        true
+    }
+
     fn run(&self, inputs: Vec<Tensor>, cancel: &Cancel) -> Result<Vec<Tensor>, InferError> {
         let shapes: Vec<_> = inputs.iter().map(|tensor| tensor.shape().to_vec()).collect();
         self.declared.same_symbols(&shapes).map_err(InferError::InvalidInput)?;

@@ -11,6 +11,7 @@ use wasmtime::{
 };
 
 use super::state::State;
+use crate::backend::pool::STACK_BYTES;
 use crate::nn;
 
 /// How guests are interrupted: every tick, each running guest looks at its deadline and yields.
@@ -137,7 +138,8 @@ pub fn config(flavor: Flavor, limits: Option<&EngineLimits>) -> Config {
         .concurrency_support(flavor == Flavor::Concurrent)
         .epoch_interruption(true)
         .memory_init_cow(true)
-        .async_stack_size(2 << 20)
+        // A short inference runs on the guest's fiber, below the guest's own frames.
+        .async_stack_size(STACK_BYTES + (1 << 20))
         .max_wasm_stack(512 << 10)
         // Results must not depend on the processor.
         .relaxed_simd_deterministic(true)

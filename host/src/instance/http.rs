@@ -3,11 +3,11 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -64,7 +64,7 @@ impl Program {
             biased;
             // Who failed is not believed what it has answered: its body may not be whole.
             ended = &mut work => match (ended, answered.try_recv()) {
-                (Ok(()), Ok(head)) => head,
+                (Ok(()), Ok(head)) => head.map(|response| response.map(gathered)),
                 (Err(error), _) => Err(error),
                 (Ok(()), Err(_)) => Err(never_answered()),
             },
@@ -84,43 +84,34 @@ impl Program {
         head: oneshot::Sender<Head>,
         broken: &Broken,
     ) -> Result<(Work, Meter), CallError> {
+        if self.is_typed() {
+            return Err(CallError::Start("the function takes tensors".to_owned()));
+        }
         let store = self.store(deadline, Priority::default())?;
         let meter = store.data().nn.meter().clone();
-        let program = Arc::clone(self);
-        let broken = Arc::clone(broken);
-        let work: Work = match &self.kind {
-            Kind::Model(_) | Kind::Typed(_) => {
-                return Err(CallError::Start("the function takes tensors".to_owned()));
-            }
-            Kind::HttpP2(pre) => {
-                let pre = pre.clone();
-                Box::pin(program.guarded(store, deadline, broken, async move |store: &mut Store<State>| {
-                    run_p2(&pre, store, request, head).await
-                }))
-            }
-            Kind::HttpP3(pre) => {
-                let pre = pre.clone();
-                Box::pin(program.guarded(store, deadline, broken, async move |store: &mut Store<State>| {
-                    run_p3(&pre, store, request, head).await
-                }))
-            }
-        };
-        Ok((work, meter))
+        let work = Arc::clone(self).guarded(store, deadline, Arc::clone(broken), request, head);
+        Ok((Box::pin(work), meter))
     }
 
     /// Runs a guest under its deadline and tells what became of it.
-    async fn guarded<F>(
+    async fn guarded(
         self: Arc<Self>,
         mut store: Store<State>,
         deadline: Deadline,
         broken: Broken,
-        run: F,
-    ) -> Ended
-    where
-        F: AsyncFnOnce(&mut Store<State>) -> wasmtime::Result<()>,
-    {
+        request: http::Request<RequestBody>,
+        head: oneshot::Sender<Head>,
+    ) -> Ended {
         let _running = self.running();
-        let ended = tokio::time::timeout_at(deadline.at.into(), run(&mut store)).await;
+        let run = async {
+            match &self.kind {
+                Kind::Model(_) | Kind::Typed(_) => Ok(()),
+                Kind::HttpP2(pre) => run_p2(pre, &mut store, request, head).await,
+                // Far larger than the other, which must not be moved with room for it.
+                Kind::HttpP3(pre) => Box::pin(run_p3(pre, &mut store, request, head)).await,
+            }
+        };
+        let ended = tokio::time::timeout_at(deadline.at.into(), run).await;
         let outcome = match ended {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(self.failure(&error, &store.data().limits, deadline)),
@@ -128,6 +119,53 @@ impl Program {
         };
         broken.store(outcome.is_err(), Ordering::Release);
         outcome
+    }
+}
+
+/// The body of a guest that has ended, and so is all there: known whole, it goes out with its length and in one piece.
+fn gathered(mut body: ResponseBody) -> ResponseBody {
+    let mut context = Context::from_waker(Waker::noop());
+    let mut next = || match Pin::new(&mut body).poll_frame(&mut context) {
+        Poll::Ready(frame) => Some(frame),
+        Poll::Pending => None,
+    };
+    let whole = |bytes| Full::new(bytes).map_err(|never| match never {}).boxed_unsync();
+    let first = match next() {
+        None => return body,
+        Some(None) => return whole(Bytes::new()),
+        Some(Some(Ok(frame))) => frame.into_data().map_err(Ok),
+        Some(Some(Err(error))) => Err(Err(error)),
+    };
+    match first {
+        Err(other) => Begun { frames: [Some(other), None], body }.boxed_unsync(),
+        Ok(data) => match next() {
+            Some(None) => whole(data),
+            Some(Some(second)) => {
+                Begun { frames: [Some(Ok(Frame::data(data))), Some(second)], body }.boxed_unsync()
+            }
+            None => Begun { frames: [Some(Ok(Frame::data(data))), None], body }.boxed_unsync(),
+        },
+    }
+}
+
+/// A body whose first frames were taken out.
+struct Begun {
+    frames: [Option<Result<Frame<Bytes>, HttpError>>; 2],
+    body: ResponseBody,
+}
+
+impl Body for Begun {
+    type Data = Bytes;
+    type Error = HttpError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
+        match self.frames.iter_mut().find_map(Option::take) {
+            Some(frame) => Poll::Ready(Some(frame)),
+            None => Pin::new(&mut self.body).poll_frame(context),
+        }
     }
 }
 

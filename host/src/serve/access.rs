@@ -7,12 +7,12 @@ use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::header::{HeaderName, HeaderValue};
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, Uri};
 use serde_json::json;
 
 use super::Trace;
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const BACKEND: HeaderName = HeaderName::from_static("x-tenon-backend");
 
 /// Makes ids that differ between hosts and requests.
@@ -28,9 +28,9 @@ impl RequestIds {
         RequestIds { start: mix(start ^ u64::from(std::process::id())), next: AtomicU64::new(0) }
     }
 
-    fn next(&self) -> String {
+    fn next(&self) -> RequestId {
         let n = self.next.fetch_add(1, Ordering::Relaxed);
-        format!("{:016x}", mix(self.start.wrapping_add(n)))
+        RequestId::of_number(mix(self.start.wrapping_add(n)))
     }
 }
 
@@ -48,34 +48,56 @@ fn mix(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
+/// A request's id: plain text, in the form that headers have. A clone shares it.
+#[derive(Clone)]
+pub struct RequestId(HeaderValue);
+
+impl RequestId {
+    /// The number in hex.
+    fn of_number(number: u64) -> RequestId {
+        let mut digits = [0; 16];
+        for (place, digit) in digits.iter_mut().rev().enumerate() {
+            *digit = b"0123456789abcdef"[(number >> (4 * place)) as usize & 0xf];
+        }
+        RequestId(HeaderValue::from_bytes(&digits).expect("hex digits may stand in a header"))
+    }
+
+    pub fn as_str(&self) -> &str {
+        self.0.to_str().unwrap_or_default()
+    }
+
+    pub fn header(&self) -> HeaderValue {
+        self.0.clone()
+    }
+}
+
 /// What is remembered of a request's head once the request is gone.
 pub struct Head {
-    pub request_id: String,
+    pub request_id: RequestId,
     method: Method,
-    path: String,
+    uri: Uri,
     client: SocketAddr,
 }
 
 impl Head {
     /// A caller's `x-request-id` is kept where it is short and plain.
     pub fn of<B>(request: &Request<B>, client: SocketAddr, ids: &RequestIds) -> Head {
-        let given = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
-        let plain = |id: &&str| {
-            (1..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"')
+        let plain = |id: &&HeaderValue| {
+            let plain = |byte: &u8| byte.is_ascii_graphic() && *byte != b'"';
+            (1..=128).contains(&id.len()) && id.as_bytes().iter().all(plain)
         };
+        let given = request.headers().get(REQUEST_ID).filter(plain);
         Head {
-            request_id: given.filter(plain).map_or_else(|| ids.next(), str::to_owned),
+            request_id: given.map_or_else(|| ids.next(), |id| RequestId(id.clone())),
             method: request.method().clone(),
-            path: request.uri().path().to_owned(),
+            uri: request.uri().clone(),
             client,
         }
     }
 
     /// Tells the caller which request this was, and which backend served it.
     pub fn mark<B>(&self, response: &mut Response<B>, trace: &Trace) {
-        if let Ok(id) = HeaderValue::from_str(&self.request_id) {
-            response.headers_mut().insert(REQUEST_ID, id);
-        }
+        response.headers_mut().insert(REQUEST_ID, self.request_id.header());
         if let Some(backend) = trace.usage.backend {
             response.headers_mut().insert(BACKEND, HeaderValue::from_static(backend));
         }
@@ -112,10 +134,10 @@ impl AccessLog {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let line = json!({
             "time": now.as_secs_f64(),
-            "request_id": head.request_id,
+            "request_id": head.request_id.as_str(),
             "client": head.client.to_string(),
             "method": head.method.as_str(),
-            "path": head.path,
+            "path": head.uri.path(),
             "function": trace.function_name(),
             "status": response.status().as_u16(),
             "error": trace.error.as_ref().map(|(name, _)| name),
@@ -131,5 +153,29 @@ impl AccessLog {
         if let Err(TrySendError::Full(_)) = self.lines.try_send(format!("{line}\n")) {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_kept_where_they_are_plain_and_made_where_not() {
+        let client = SocketAddr::from(([127, 0, 0, 1], 1));
+        let ids = RequestIds::new();
+        let id = |given: Option<&[u8]>| {
+            let mut request = Request::new(());
+            if let Some(given) = given {
+                request.headers_mut().insert(REQUEST_ID, HeaderValue::from_bytes(given).unwrap());
+            }
+            Head::of(&request, client, &ids).request_id.as_str().to_owned()
+        };
+        assert_eq!(id(Some(b"an-id/1")), "an-id/1");
+        for odd in [None, Some(&b"a\"b"[..]), Some(b"a b"), Some(b"\xff"), Some(b""), Some(&[b'x'; 129])] {
+            let made = id(odd);
+            assert!(made.len() == 16 && made.bytes().all(|byte| byte.is_ascii_hexdigit()), "{made}");
+        }
+        assert_eq!(RequestId::of_number(0x0123_4567_89ab_cdef).as_str(), "0123456789abcdef");
     }
 }

@@ -15,6 +15,7 @@ use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::access::RequestId;
 use super::status::{AnswerError, Problem};
 use crate::function::Function;
 use crate::function::route::StaticResponse;
@@ -33,7 +34,7 @@ pub enum Body {
 pub struct Watch {
     telemetry: Arc<Telemetry>,
     function: Arc<Function>,
-    request_id: String,
+    request_id: RequestId,
 }
 
 impl Watch {
@@ -70,9 +71,9 @@ impl BrokenBody {
 
 impl Body {
     /// Has it counted and logged when the guest breaks it off.
-    pub fn watch(&mut self, telemetry: Arc<Telemetry>, function: &Arc<Function>, request_id: &str) {
+    pub fn watch(&mut self, telemetry: Arc<Telemetry>, function: &Arc<Function>, request_id: &RequestId) {
         if let Body::Guest { watch, .. } = self {
-            let (function, request_id) = (Arc::clone(function), request_id.to_owned());
+            let (function, request_id) = (Arc::clone(function), request_id.clone());
             *watch = Some(Watch { telemetry, function, request_id });
         }
     }

@@ -42,9 +42,7 @@ pub async fn prepare(
     parts.headers.remove(CONNECTION);
     // HTTP/1.0 callers need not send one, but wasi:http has no request without an authority.
     parts.headers.entry(HOST).or_insert(HeaderValue::from_static("localhost"));
-    if let Ok(id) = HeaderValue::from_str(&head.request_id) {
-        parts.headers.insert(HeaderName::from_static("x-request-id"), id);
-    }
+    parts.headers.insert(access::REQUEST_ID, head.request_id.header());
     let first = match parts.headers.remove(EXPECT) {
         // The caller waits for a word before it sends, which it gets when the body is first asked for. A guest that
         // answers before it reads would otherwise wait for a body that never comes.

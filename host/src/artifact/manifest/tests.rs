@@ -64,7 +64,7 @@ build = { command = "cargo build --debug" }
 strict = true
 
 [component.digits.tool.tenon]
-models.digits = { path = "digits.onnx", backend = "tract", idle_timeout_s = 60, concurrency = 4 }
+models.digits = { path = "digits.onnx", backend = "tract", idle_timeout_s = 60, concurrency = 4, batching = { max_size = 8, max_delay_us = 250 }, queue_length = 9 }
 limits = { memory_mib = 64, deadline_ms = 500, concurrency = 8, request_body_mib = 1, response_body_mib = 2 }
 
 [component.digits.tool.tenon.models."all-MiniLM.v2"]
@@ -144,6 +144,8 @@ fn models_are_read() {
         idle_timeout_s: Some(60),
         precision: None,
         concurrency: Some(4),
+        batching: Some(Batching { max_size: 8, max_delay: Duration::from_micros(250) }),
+        queue_length: Some(9),
         line: 63,
     };
     assert_eq!(models["digits"], digits);
@@ -233,6 +235,11 @@ fn what_is_not_supported_is_refused_by_name() {
     check("dependencies.\"a:b\" = \"1\"", "", 8, not_yet);
     check("profile.x.dependencies.\"a:b\" = \"1\"", "", 8, not_yet);
     check("tool.tenon.models.m = { path = \"m.onnx\", batching = 4 }", "", 8, "batching` must be a table");
+    let batching =
+        |settings: &str| format!("tool.tenon.models.m = {{ path = \"m.onnx\", batching = {settings} }}");
+    check(&batching("{}"), "", 8, "lacks `max_size`");
+    check(&batching("{ max_size = 1 }"), "", 8, "from 2 to 1024");
+    check(&batching("{ max_size = 8, max_delay_ms = 1 }"), "", 8, "did you mean `max_delay_us`?");
     check("tool.tenon.models.m = { path = \"m.onnx\", weights = \"w\" }", "", 8, "weights beside");
     check("", "[application.trigger.http]\nbase = \"/\"", 9, "[application.trigger.http]");
     let trigger = |keys: &str| format!("[[trigger.tenon]]\nroute = \"/x\"\ncomponent = \"c\"\n{keys}");

@@ -163,7 +163,7 @@ impl Stage {
 async fn scheduler(graph: Arc<dyn Graph>, concurrency: usize, threads: usize) -> Arc<Scheduler> {
     let about = About { digest: "0".repeat(12), backend: "fake", precision: Precision::F32 };
     let pool = Arc::new(Pool::start(threads, 16).unwrap());
-    let scheduler = Scheduler::new(graph, concurrency, pool, Arc::default(), about);
+    let scheduler = Scheduler::new(Paced::new(graph), concurrency, pool, Arc::default(), about);
     scheduler.lock().joins = Joins::Yes;
     scheduler
 }

@@ -1,16 +1,12 @@
-//! The least that a model function can do: 64 floats in binary go to the digits model, its scores come back.
+//! The least that a model function can do: floats in binary go to the model, its scores come back. 64 of them are an
+//! image for the digits model, more are one for a model of ImageNet's images.
 
-use tenon_sdk::{Bytes, Error, Model, Result, Tensor};
+use tenon_sdk::{AnyTensor, Bytes, Datatype, Model, Result};
 
 #[tenon_sdk::function(accepts("application/octet-stream"), answers("application/octet-stream"))]
 fn digits(image: Bytes) -> Result<Bytes> {
-    let (floats, rest) = image.as_chunks::<4>();
-    if !rest.is_empty() {
-        return Err(Error::invalid_input("the body is not a number of 4-byte floats"));
-    }
-    let floats: Vec<f32> = floats.iter().map(|float| f32::from_le_bytes(*float)).collect();
-    let image = Tensor::new([1, 1, 8, 8], floats)?;
+    let shape = if image.len() == 256 { [1, 1, 8, 8] } else { [1, 3, 224, 224] };
+    let image = AnyTensor::new(Datatype::Fp32, &shape, &image)?;
     let outputs = Model::named("digits")?.infer([("image", image)])?;
-    let scores = outputs.tensor::<f32>("scores")?;
-    Ok(scores.iter().flat_map(|score| score.to_le_bytes()).collect::<Vec<u8>>().into())
+    Ok(outputs.any("scores")?.data().into())
 }

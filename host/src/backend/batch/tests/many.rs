@@ -62,7 +62,7 @@ fn fails(call: i64) -> bool {
 fn inputs(call: i64) -> Vec<Tensor> {
     let seed = usize::try_from(call).unwrap();
     let (rows, width) = (1 + seed / 4 % 3, 1 + seed / 16 % 2);
-    let names: Vec<_> = (0..rows).map(|row| "n".repeat(seed % 5) + &format!("{call}.{row}")).collect();
+    let names: Vec<_> = (0..rows).map(|row| format!("{}{call}.{row}", "n".repeat(seed % 5))).collect();
     vec![
         tensor(&[rows, width], &vec![call; rows * width]),
         Tensor::from_elements(vec![rows], &names).unwrap(),
