@@ -25,8 +25,9 @@ pub struct Error {
 }
 
 impl Error {
-    /// An error of the function's own. `code` is lowercase words joined by hyphens and stays the same from
-    /// version to version; callers get it with status 422, unless [`with_status`](Self::with_status) says else.
+    /// An error of the function's own. `code` is lowercase words joined by hyphens, of 64 bytes at most, and stays
+    /// the same from version to version: callers get any other as `function-error`. The status is 422, unless
+    /// [`with_status`](Self::with_status) says else.
     pub fn new(code: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
         Self { code: code.into(), message: message.into(), status: None }
     }
@@ -36,7 +37,8 @@ impl Error {
         Self::new("invalid-input", message).with_status(400)
     }
 
-    /// Something went wrong that the caller cannot mend: code `function-failed`, status 500.
+    /// Something went wrong that the caller cannot mend: code `function-failed`, status 500. It makes an error of
+    /// this type of any other.
     ///
     /// ```
     /// use tenon_sdk::{Error, Result};
@@ -76,6 +78,26 @@ impl Error {
     pub(crate) fn about(mut self, what: fmt::Arguments<'_>) -> Self {
         self.message = format!("{what}: {}", self.message);
         self
+    }
+}
+
+/// An error that a function can return: [`Error`], and what becomes one by `From`.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be the error of a model function",
+    label = "not a `tenon_sdk::Error`",
+    note = "return `tenon_sdk::Result<...>`; `.map_err(tenon_sdk::Error::failed)?` makes a `tenon_sdk::Error` of any \
+            other error"
+)]
+pub trait Failure {
+    /// The error that the caller gets.
+    fn into_error(self) -> Error;
+}
+
+// Else the compiler would speak of `From` alone.
+#[diagnostic::do_not_recommend]
+impl<E: Into<Error>> Failure for E {
+    fn into_error(self) -> Error {
+        self.into()
     }
 }
 

@@ -1,12 +1,19 @@
 //! What the `function` attribute writes against: a described function, and the glue to the WIT export.
 
 use crate::function::{Input, Output, Outputs, Parameter};
-use crate::{AnyTensor, Datatype, Error, Metadata, ParameterValue, Result, TensorMetadata};
+use crate::{AnyTensor, Datatype, Error, Metadata, ParameterValue, Result, TensorMetadata, send};
 
 pub use crate::bindings::export as export_component;
+pub use crate::error::Failure;
+
+/// The name of an output that was given none.
+pub(crate) const ONLY_OUTPUT: &str = "output";
 
 /// A model function, as the attribute makes it.
 pub trait Function {
+    /// The names in `#[function(outputs(...))]`, in the order of what is returned.
+    const NAMED_OUTPUTS: &'static [&'static str];
+
     /// Inputs, outputs and forms.
     fn describe() -> Metadata;
 
@@ -88,18 +95,60 @@ impl Request {
 
     /// The reply to fill.
     pub fn reply(self) -> Reply {
-        Reply { wanted: self.outputs, tensors: Vec::new() }
+        Reply::new(self.outputs, &[])
     }
+
+    /// Runs the function, whose answers before the last one go to the caller of this request.
+    pub fn answered_by<T>(&self, function: impl FnOnce() -> T) -> T {
+        send::answering(&self.outputs, function)
+    }
+}
+
+/// What a function that can fail has answered.
+pub fn answered<T, E: Failure>(result: Result<T, E>) -> Result<T> {
+    result.map_err(E::into_error)
+}
+
+/// Stands at the beginning of the fn, so that what it sends has the right names in a plain call too.
+pub fn running<F: Function>() {
+    send::running::<F>();
 }
 
 /// The reply in the making: outputs that the caller did not ask for never become tensors.
 #[derive(Debug)]
 pub struct Reply {
     wanted: Vec<String>,
+    /// The names of outputs that have none of their own.
+    named: &'static [&'static str],
     tensors: Vec<(&'static str, AnyTensor)>,
 }
 
 impl Reply {
+    pub(crate) fn new(wanted: Vec<String>, named: &'static [&'static str]) -> Self {
+        Self { wanted, named, tensors: Vec::new() }
+    }
+
+    /// Adds the one output, if the caller wants it.
+    pub fn add_only<T: Output>(&mut self, value: T) -> Result<()> {
+        let name = match self.named {
+            &[name] => name,
+            _ => ONLY_OUTPUT,
+        };
+        self.add(name, value)
+    }
+
+    /// The names of a tuple's elements. An error where the function does not name as many.
+    pub(crate) fn names_of_tuple(&self, elements: usize) -> Result<&'static [&'static str]> {
+        if self.named.len() == elements {
+            return Ok(self.named);
+        }
+        Err(Error::failed(format_args!(
+            "{elements} outputs were sent as a tuple, and `#[function(outputs(...))]` names {}: send what the \
+             function returns, or a struct with `#[derive(Outputs)]`",
+            self.named.len()
+        )))
+    }
+
     /// Adds an output, if the caller wants it.
     pub fn add<T: Output>(&mut self, name: &'static str, value: T) -> Result<()> {
         if self.wanted.is_empty() || self.wanted.iter().any(|wanted| wanted == name) {
@@ -107,6 +156,10 @@ impl Reply {
             self.tensors.push((name, tensor));
         }
         Ok(())
+    }
+
+    pub(crate) fn into_tensors(self) -> Vec<(&'static str, AnyTensor)> {
+        self.tensors
     }
 
     /// The tensors by name. An error where the caller wants an output that there is not.
@@ -145,6 +198,22 @@ const fn agreed(own: Option<Datatype>, given: Option<Datatype>) -> Datatype {
     }
 }
 
+/// Stops the compiler where a shape makes no sense, or not for a type whose own shape is `own`.
+pub const fn check_shape(own: &[i64], given: &[i64]) {
+    let mut index = 0;
+    while index < given.len() {
+        assert!(
+            given[index] >= -1,
+            "a size in `shape` is a number from 0 on, or -1 where the caller chooses it"
+        );
+        assert!(
+            !matches!(own, [1]) || given[index] == 1,
+            "this type is one element, so its shape has nothing but ones; of several a `Tensor<T>` is made"
+        );
+        index += 1;
+    }
+}
+
 /// Stops the compiler where raw bodies are taken or answered as something other than BYTES.
 pub const fn check_raw(datatype: Datatype) {
     assert!(matches!(datatype, Datatype::Bytes), "{}", NOT_RAW);
@@ -157,6 +226,9 @@ pub const fn check_answers<T: Outputs>() {
 
 const NOT_RAW: &str =
     "`accepts` and `answers` are for one BYTES input or output: `Bytes`, `String`, `Json` or `Vec<u8>`";
+
+#[cfg(target_family = "wasm")]
+pub(crate) use component::named_tensors;
 
 #[cfg(target_family = "wasm")]
 mod component {
@@ -184,10 +256,15 @@ mod component {
         let parameters = request.parameters.into_iter().map(|parameter| (parameter.name, parameter.value));
         let request =
             Request { inputs: inputs.collect(), parameters: parameters.collect(), outputs: request.outputs };
+        let outputs = named_tensors(T::call(request)?.finish()?)?;
+        Ok(wit::Response { outputs, parameters: Vec::new() })
+    }
+
+    /// Hands the tensors over to the host.
+    pub(crate) fn named_tensors(tensors: Vec<(&'static str, AnyTensor)>) -> Result<Vec<NamedTensor>, Error> {
         let named = |(name, tensor): (&str, AnyTensor)| {
             Ok(NamedTensor { name: name.to_owned(), tensor: tensor.into_handle()? })
         };
-        let outputs = T::call(request)?.finish()?.into_iter().map(named).collect::<Result<_, Error>>()?;
-        Ok(wit::Response { outputs, parameters: Vec::new() })
+        tensors.into_iter().map(named).collect()
     }
 }

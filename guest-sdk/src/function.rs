@@ -2,7 +2,7 @@
 
 use crate::bytes::{Bytes, encode_bytes, only_element};
 use crate::element::{Element, text};
-use crate::export::{Description, Reply};
+use crate::export::{Description, ONLY_OUTPUT, Reply};
 use crate::{AnyTensor, Datatype, Error, IntoTensor, ParameterValue, Result, Tensor};
 
 /// A type that an input of a function can have.
@@ -17,8 +17,9 @@ use crate::{AnyTensor, Datatype, Error, IntoTensor, ParameterValue, Result, Tens
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be an input of a model function",
     label = "not an input",
-    note = "inputs are `Tensor<T>`, numbers, `bool`, `String`, `Vec<String>`, `Bytes`, `Vec<u8>`, `Json<T>` with \
-            `T: DeserializeOwned`, and `AnyTensor`",
+    note = "inputs are `Tensor<T>`, a number of a fixed width (`i64`, `f32`, ...), `bool`, `String`, `Vec<String>`, \
+            `Bytes`, `Vec<u8>`, `Json<T>` with `T: DeserializeOwned`, and `AnyTensor`",
+    note = "a list of numbers is a `Tensor<T>`",
     note = "a request parameter is marked `#[parameter]`"
 )]
 pub trait Input: Sized {
@@ -37,8 +38,8 @@ pub trait Input: Sized {
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be an output of a model function",
     label = "not an output",
-    note = "outputs are `Tensor<T>`, numbers, `bool`, `String`, `Vec<String>`, `Bytes`, `Vec<u8>`, `Json<T>` with \
-            `T: Serialize`, and `AnyTensor`"
+    note = "outputs are `Tensor<T>`, a number of a fixed width (`i64`, `f32`, ...), `bool`, `String`, `Vec<String>`, \
+            `Bytes`, `Vec<u8>`, `Json<T>` with `T: Serialize`, and `AnyTensor`"
 )]
 pub trait Output: Sized {
     /// The datatype, where the type alone says it.
@@ -57,8 +58,9 @@ pub trait Output: Sized {
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be returned by a model function",
     label = "neither an output nor a struct of outputs",
-    note = "return `Tensor<T>`, a number, `bool`, `String`, `Bytes`, `Json<T>` with `T: Serialize`, a struct with \
-            `#[derive(tenon_sdk::Outputs)]`, or a tuple and `#[function(outputs(first, second))]`"
+    note = "return `Tensor<T>`, a number of a fixed width (`i64`, `f32`, ...), `bool`, `String`, `Vec<String>`, \
+            `Bytes`, `Json<T>` with `T: Serialize`, a struct with `#[derive(tenon_sdk::Outputs)]`, or a tuple and \
+            `#[function(outputs(first, second))]`"
 )]
 pub trait Outputs: Sized {
     /// The media type as a raw body, where there is one output that has one.
@@ -75,11 +77,11 @@ impl<T: Output> Outputs for T {
     const ANSWERS: Option<&'static str> = T::ANSWERS;
 
     fn describe(description: &mut Description) {
-        description.output::<T>("output", None, T::SHAPE);
+        description.output::<T>(ONLY_OUTPUT, None, T::SHAPE);
     }
 
     fn write(self, reply: &mut Reply) -> Result<()> {
-        reply.add("output", self)
+        reply.add_only(self)
     }
 }
 
@@ -228,15 +230,15 @@ impl<T: Parameter> Parameter for Option<T> {
 }
 
 macro_rules! parameters {
-    ($($ty:ty, $what:literal: $($pattern:pat => $value:expr),*;)*) => {$(
+    ($($ty:ty, $what:expr => $($pattern:pat => $value:expr),*;)*) => {$(
         impl Parameter for $ty {
             fn from_value(value: Option<ParameterValue>) -> Result<Self, String> {
                 let value: Option<Self> = match value {
                     $(Some($pattern) => $value,)*
                     Some(_) => None,
-                    None => return Err(concat!("is missing: ", $what, " is expected").to_owned()),
+                    None => return Err(format!("is missing: {} is expected", $what)),
                 };
-                value.ok_or_else(|| concat!("is not ", $what).to_owned())
+                value.ok_or_else(|| format!("is not {}", $what))
             }
         }
     )*};
@@ -245,7 +247,8 @@ macro_rules! parameters {
 macro_rules! integer_parameters {
     ($($ty:ty),*) => {
         parameters! {$(
-            $ty, "an integer in range": ParameterValue::Int64(value) => value.try_into().ok(),
+            $ty, format_args!("an integer from {} to {}", <$ty>::MIN, <$ty>::MAX) =>
+                ParameterValue::Int64(value) => value.try_into().ok(),
                 ParameterValue::Uint64(value) => value.try_into().ok();
         )*}
     };
@@ -254,14 +257,14 @@ macro_rules! integer_parameters {
 integer_parameters! { i32, i64, u32, u64, usize }
 
 parameters! {
-    bool, "a boolean": ParameterValue::Bool(value) => Some(value);
-    f64, "a number": ParameterValue::Double(value) => Some(value),
+    bool, "a boolean" => ParameterValue::Bool(value) => Some(value);
+    f64, "a number" => ParameterValue::Double(value) => Some(value),
         ParameterValue::Int64(value) => Some(value as f64),
         ParameterValue::Uint64(value) => Some(value as f64);
-    f32, "a number": ParameterValue::Double(value) => Some(value as f32),
+    f32, "a number" => ParameterValue::Double(value) => Some(value as f32),
         ParameterValue::Int64(value) => Some(value as f32),
         ParameterValue::Uint64(value) => Some(value as f32);
-    String, "a text": ParameterValue::Text(value) => Some(value);
+    String, "a text" => ParameterValue::Text(value) => Some(value);
 }
 
 #[cfg(test)]
@@ -275,7 +278,7 @@ mod tests {
         assert_eq!(Option::<i64>::from_value(None), Ok(None));
         assert_eq!(
             u32::from_value(Some(ParameterValue::Int64(-1))),
-            Err("is not an integer in range".into())
+            Err("is not an integer from 0 to 4294967295".into())
         );
         assert_eq!(bool::from_value(None), Err("is missing: a boolean is expected".into()));
     }

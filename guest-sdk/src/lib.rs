@@ -20,14 +20,16 @@
 //! - [`Model`]: the models that `spin.toml` grants to the function. It works in every component, also in an HTTP
 //!   function written with spin-sdk or wstd: only `function` makes a component export a model function.
 //! - [`Error`]: what the caller is told.
+//! - [`send`]: answers before the last one, such as the words of a text as they are found.
 #![cfg_attr(feature = "image", doc = "- [`image`]: PNG and JPEG to tensors.")]
 //! - [`scores`]: softmax, the best classes and their labels.
 #![cfg_attr(
     not(target_family = "wasm"),
-    doc = "- [`testing`]: stand-ins for models, for tests outside wasm."
+    doc = "- [`testing`]: stand-ins for models and callers, for tests outside wasm."
 )]
 //!
-//! Build for the target `wasm32-wasip2`; every fn that does not call a model also runs in a plain `cargo test`.
+//! Build for the target `wasm32-wasip2`; every fn also runs in a plain `cargo test`, with stand-ins for what it
+//! calls. What it prints, and the message of a panic, is in `.tenon/logs` beside `spin.toml`.
 
 #[doc(hidden)]
 #[allow(
@@ -57,6 +59,7 @@ pub mod image;
 #[cfg(feature = "json")]
 mod json;
 pub mod scores;
+mod send;
 #[cfg(not(target_family = "wasm"))]
 pub mod testing;
 
@@ -82,5 +85,6 @@ pub use half::{bf16, f16};
 #[cfg(feature = "json")]
 pub use json::Json;
 pub use model::{Model, ModelMetadata, ModelOutputs};
+pub use send::{Answer, send};
 pub use tenon_sdk_macros::{Outputs, function};
 pub use tensor::{AnyTensor, IntoTensor, Tensor};

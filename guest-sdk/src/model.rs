@@ -132,7 +132,14 @@ mod resource {
     pub(super) use models::Model as Resource;
 
     pub(super) fn load(name: &str) -> Result<Resource> {
-        Resource::load(name).map_err(from_wit)
+        Resource::load(name).map_err(|mut error| {
+            if error.code == ErrorCode::NotFound {
+                let table = "`[component.<id>.tool.tenon]` of spin.toml";
+                error.message +=
+                    &format!("; `models.{name} = {{ path = \"...\" }}` under {table} grants one");
+            }
+            from_wit(error)
+        })
     }
 
     pub(super) fn metadata(model: &Resource) -> ModelMetadata {

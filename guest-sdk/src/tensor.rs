@@ -2,7 +2,7 @@
 
 use std::cell::OnceCell;
 use std::fmt;
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 
 use crate::element::{Element, Stored};
@@ -11,7 +11,7 @@ use crate::{Datatype, Error, Result, datatype};
 
 /// Elements of one type with a shape, in row-major order: the last dimension varies fastest.
 ///
-/// It reads like a slice. A tensor that came from the host is copied into the function's memory when its
+/// It reads and changes like a slice. A tensor that came from the host is copied into the function's memory when its
 /// elements are first looked at, and not at all when it is only passed on to a model or to the caller.
 ///
 /// ```
@@ -107,6 +107,13 @@ impl<T: Element> Deref for Tensor<T> {
 
     fn deref(&self) -> &[T] {
         self.as_slice()
+    }
+}
+
+/// Changes like a slice of the elements.
+impl<T: Element> DerefMut for Tensor<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        self.as_mut_slice()
     }
 }
 
@@ -278,7 +285,7 @@ mod tests {
     fn a_changed_tensor_leaves_the_host_s_copy_alone() {
         let host = Tensor::from(vec![1_i32, 2]).into_tensor().unwrap();
         let mut tensor = host.clone().typed::<i32>().unwrap();
-        tensor.as_mut_slice()[0] = 9;
+        tensor[0] = 9;
         assert_eq!(*tensor, [9, 2]);
         assert_eq!(*host.typed::<i32>().unwrap(), [1, 2]);
         assert_eq!(*tensor.into_tensor().unwrap().typed::<i32>().unwrap(), [9, 2]);

@@ -1,6 +1,7 @@
 //! What `#[function]` and `#[derive(Outputs)]` make of a fn: its metadata, and its calls.
 
 use tenon_sdk::export::{Function, Request};
+use tenon_sdk::testing::{self, Caller};
 use tenon_sdk::{
     AnyTensor, Bytes, Datatype, Error, IntoTensor, Json, Metadata, Outputs, ParameterValue, Result, Tensor,
 };
@@ -28,9 +29,9 @@ mod picture {
     #[derive(Outputs)]
     pub(super) struct Seen {
         #[tensor(shape = [-1, 10])]
-        scores: Tensor<f32>,
+        pub(super) scores: Tensor<f32>,
         #[tensor(datatype = "bool", name = "sure")]
-        is_sure: AnyTensor,
+        pub(super) is_sure: AnyTensor,
     }
 
     #[tenon_sdk::function(accepts("image/png", "image/*"))]
@@ -56,6 +57,71 @@ mod plain {
     }
 
     pub(super) use __tenon_plain as Plain;
+}
+
+mod stream {
+    use super::*;
+
+    #[derive(Outputs)]
+    struct Piece {
+        text: String,
+    }
+
+    #[tenon_sdk::function(outputs(text, length))]
+    fn stream(words: Vec<String>, #[parameter(default = false)] as_struct: bool) -> Result<(String, u64)> {
+        const LAST: &str = "last";
+        for word in words {
+            let length = word.len() as u64;
+            match as_struct {
+                true => tenon_sdk::send(Piece { text: word })?,
+                false => tenon_sdk::send((word, length))?,
+            };
+        }
+        Ok((LAST.to_owned(), 0))
+    }
+
+    pub(super) use __tenon_stream as Stream;
+}
+
+mod mistakes {
+    use super::*;
+
+    #[tenon_sdk::function(outputs(scores(shape = [-1, 2])))]
+    fn mistakes(what: String) -> Result<Tensor<f32>> {
+        let scores = Tensor::new([1, 2], [0.5, 0.5])?;
+        match what.as_str() {
+            "datatype" => tenon_sdk::send("0.5".to_owned())?,
+            "rank" => tenon_sdk::send(scores.clone().reshape([2])?)?,
+            "size" => tenon_sdk::send(scores.clone().reshape([2, 1])?)?,
+            "tuple" => tenon_sdk::send((scores.clone(), 1_i64))?,
+            "name" => tenon_sdk::send(picture::Seen {
+                scores: scores.clone(),
+                is_sure: Tensor::from(vec![true]).into_tensor()?,
+            })?,
+            _ => tenon_sdk::send(scores.clone())?,
+        };
+        Ok(scores)
+    }
+
+    #[test]
+    fn what_is_not_described_is_not_sent() {
+        let check = |what: &str, expected: &str| {
+            let error = mistakes(what.to_owned()).unwrap_err();
+            assert_eq!((error.message(), error.status()), (expected, Some(500)));
+        };
+        check("datatype", "the function sent `scores` as BYTES, and describes FP32");
+        check("rank", "the function sent `scores` with shape [2], and describes [-1, 2]");
+        check("size", "the function sent `scores` with shape [2, 1], and describes [-1, 2]");
+        check("name", "the function sent `sure`, and its outputs are [\"scores\"]");
+        check(
+            "tuple",
+            "2 outputs were sent as a tuple, and `#[function(outputs(...))]` names 1: send what the function \
+             returns, or a struct with `#[derive(Outputs)]`",
+        );
+        mistakes("nothing".to_owned()).unwrap();
+        let sent = testing::sent::<Tensor<f32>>("scores").unwrap();
+        assert_eq!(sent.iter().map(Tensor::shape).collect::<Vec<_>>(), [[1, 2]]);
+    }
 }
 
 type Described<'a> = Vec<(&'a str, Datatype, &'a [i64])>;
@@ -124,6 +190,53 @@ fn what_the_caller_did_wrong_is_named() {
     assert_eq!(picture::Picture::call(request([("body", text(""))])).map(drop).unwrap_err().code(), "empty");
 }
 
+/// Calls `stream` on three words, and answers what was sent as `text` and `length`, and what was returned.
+fn streamed(outputs: &[&str], as_struct: bool) -> Result<(Vec<String>, Vec<u64>, Vec<&'static str>)> {
+    let words: Tensor<String> = ["so", "it", "goes"].map(str::to_owned).into_iter().collect();
+    let mut request = request([("words", words.into_tensor()?)]);
+    request.outputs = outputs.iter().map(|&output| output.to_owned()).collect();
+    request.parameters = vec![("as_struct".to_owned(), ParameterValue::Bool(as_struct))];
+    let last = stream::Stream::call(request)?.finish()?;
+    let names = last.iter().map(|&(name, _)| name).collect();
+    Ok((testing::sent("text")?, testing::sent("length")?, names))
+}
+
+#[test]
+fn answers_are_sent_under_the_function_s_names() {
+    let (texts, lengths, last) = streamed(&[], false).unwrap();
+    assert_eq!((texts, lengths), (["so", "it", "goes"].map(str::to_owned).to_vec(), vec![2, 2, 4]));
+    assert_eq!(last, ["text", "length"]);
+}
+
+#[test]
+fn an_answer_that_is_sent_may_have_fewer_outputs() {
+    let (texts, lengths, last) = streamed(&[], true).unwrap();
+    assert_eq!((texts.len(), lengths.len(), last.len()), (3, 0, 2));
+}
+
+#[test]
+fn of_an_answer_that_is_sent_the_caller_gets_what_it_wants() {
+    let (texts, lengths, last) = streamed(&["length"], false).unwrap();
+    assert_eq!((texts.len(), lengths, last), (0, vec![2, 2, 4], vec!["length"]));
+    testing::caller(Caller::Leaves { after: 0 });
+    let (texts, lengths, _) =
+        streamed(&["length"], true).expect("nothing of it is sent, so nobody is missed");
+    assert_eq!((texts.len(), lengths.len()), (0, 0));
+}
+
+#[test]
+fn a_caller_takes_one_answer_or_leaves() {
+    testing::caller(Caller::TakesOne);
+    let (texts, _, last) = streamed(&[], false).unwrap();
+    assert_eq!((texts.len(), last.len()), (0, 2));
+    testing::caller(Caller::Leaves { after: 1 });
+    let error = streamed(&[], false).unwrap_err();
+    assert_eq!((error.code(), error.status()), ("caller-gone", Some(499)));
+    assert_eq!(testing::sent::<String>("text").unwrap(), ["so"]);
+    testing::caller(Caller::TakesAll);
+    assert_eq!(streamed(&[], false).unwrap().0.len(), 3);
+}
+
 #[test]
 fn a_parameter_that_does_not_fit_is_named() {
     let tensor = || Tensor::from(vec![1_i64, 2]).into_tensor().unwrap();
@@ -132,6 +245,6 @@ fn a_parameter_that_does_not_fit_is_named() {
     let error = sums::Sums::call(request).map(drop).unwrap_err();
     assert_eq!(
         (error.message(), error.status()),
-        ("parameter `factor` is not an integer in range", Some(400))
+        ("parameter `factor` is not an integer from -9223372036854775808 to 9223372036854775807", Some(400))
     );
 }

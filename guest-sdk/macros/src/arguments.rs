@@ -1,11 +1,12 @@
 //! What stands in the parentheses of `#[function(...)]`, `#[tensor(...)]` and `#[parameter(...)]`.
 
 use proc_macro2::{Span, TokenStream};
-use quote::{ToTokens, quote};
+use quote::{ToTokens, quote, quote_spanned};
 use syn::ext::IdentExt;
 use syn::parse::{Parse, ParseStream};
 use syn::punctuated::Punctuated;
-use syn::{Attribute, Error, Expr, Ident, LitStr, Meta, Result, Token, bracketed, parenthesized};
+use syn::spanned::Spanned;
+use syn::{Attribute, Error, Expr, Ident, Lit, LitStr, Meta, Result, Token, bracketed, parenthesized};
 
 /// `#[tensor(name = "...", shape = [-1, 4], datatype = "FP32")]`.
 #[derive(Default)]
@@ -22,6 +23,13 @@ impl TensorArguments {
             Some(variant) => quote!(::core::option::Option::Some(::tenon_sdk::Datatype::#variant)),
             None => quote!(::core::option::Option::None),
         }
+    }
+
+    /// A check of the shape, where one is given, against that of the type.
+    pub(crate) fn check_shape(&self, of_the_type: impl ToTokens) -> TokenStream {
+        let Some(sizes) = &self.shape else { return TokenStream::new() };
+        let span = sizes.first().map_or(Span::call_site(), Spanned::span);
+        quote_spanned!(span=> const _: () = ::tenon_sdk::export::check_shape(#of_the_type, &[#(#sizes),*]);)
     }
 
     /// The shape as a `&[i64]`, or else what the type says.
@@ -190,9 +198,22 @@ fn list<T: Parse>(input: ParseStream<'_>) -> Result<Vec<T>> {
 
 fn shape(input: ParseStream<'_>) -> Result<Vec<Expr>> {
     input.parse::<Token![=]>()?;
+    if !input.peek(syn::token::Bracket) {
+        return Err(input.error("a shape is a list of sizes, such as `[-1, 64]`"));
+    }
     let content;
     bracketed!(content in input);
-    Ok(Punctuated::<Expr, Token![,]>::parse_terminated(&content)?.into_iter().collect())
+    let sizes = Punctuated::<Expr, Token![,]>::parse_terminated(&content)?;
+    let is_number = |size: &Expr| match size {
+        Expr::Lit(literal) => matches!(literal.lit, Lit::Int(_)),
+        _ => true,
+    };
+    match sizes.iter().find(|&size| !is_number(size)) {
+        Some(size) => {
+            Err(Error::new(size.span(), "a size is a whole number, -1 where the caller chooses it"))
+        }
+        None => Ok(sizes.into_iter().collect()),
+    }
 }
 
 /// The variant of `Datatype` for a name of the Open Inference Protocol.

@@ -1,11 +1,12 @@
 //! `#[function]`: checks the fn and writes its description and its export beside it.
 
-use proc_macro2::TokenStream;
+use proc_macro2::{Span, TokenStream};
 use quote::{format_ident, quote, quote_spanned};
 use syn::ext::IdentExt;
 use syn::spanned::Spanned;
 use syn::{
-    Error, Expr, FnArg, GenericArgument, Ident, ItemFn, LitStr, Pat, PathArguments, Result, ReturnType, Type,
+    Error, Expr, FnArg, GenericArgument, Ident, ItemFn, LitStr, Pat, PathArguments, Result, ReturnType, Stmt,
+    Type, parse_quote,
 };
 
 use crate::arguments::{
@@ -21,6 +22,7 @@ enum Argument {
 struct Returned {
     outputs: Type,
     fallible: bool,
+    span: Span,
 }
 
 pub(crate) fn expand(arguments: TokenStream, item: TokenStream) -> Result<TokenStream> {
@@ -36,7 +38,11 @@ pub(crate) fn expand(arguments: TokenStream, item: TokenStream) -> Result<TokenS
     let checks = checks(&arguments, &returned.outputs, &options)?;
     let describe = describe(&arguments, &returned.outputs, &options);
     let call = call(&item.sig.ident, &arguments, &returned, options.outputs.as_deref());
+    let named_outputs = options.outputs.iter().flatten().map(|output| &output.name);
     let marker = format_ident!("__tenon_{}", item.sig.ident.unraw());
+    // Behind the items at the beginning, which are better not separated from it.
+    let first = item.block.stmts.iter().take_while(|statement| matches!(statement, Stmt::Item(_))).count();
+    item.block.stmts.insert(first, parse_quote!(::tenon_sdk::export::running::<#marker>();));
     Ok(quote! {
         #[cfg_attr(not(target_family = "wasm"), allow(dead_code, reason = "exported in wasm"))]
         #item
@@ -52,6 +58,7 @@ pub(crate) fn expand(arguments: TokenStream, item: TokenStream) -> Result<TokenS
         const _: () = {
             #checks
             impl ::tenon_sdk::export::Function for #marker {
+                const NAMED_OUTPUTS: &'static [&'static str] = &[#(#named_outputs),*];
                 fn describe() -> ::tenon_sdk::Metadata { #describe }
                 fn call(
                     #[allow(unused_mut, reason = "a function without inputs takes none")]
@@ -73,6 +80,9 @@ fn check_signature(item: &ItemFn) -> Result<()> {
             token.span(),
             "a model function is not async: it answers one request in one instance",
         );
+    }
+    if let Some(token) = &signature.constness {
+        return refused(token.span(), "a model function is not const: it is called when a request comes");
     }
     if let Some(token) = &signature.unsafety {
         return refused(token.span(), "a model function is not unsafe");
@@ -141,18 +151,19 @@ fn returned(item: &ItemFn) -> Result<Returned> {
         let text = "a model function returns its outputs, such as `Result<Tensor<f32>>`";
         return Err(Error::new(item.sig.paren_token.span.close(), text));
     };
+    let infallible = Returned { outputs: (**ty).clone(), fallible: false, span: ty.span() };
     let Type::Path(path) = &**ty else {
-        return Ok(Returned { outputs: (**ty).clone(), fallible: false });
+        return Ok(infallible);
     };
     let last = path.path.segments.last().expect("a path has a segment");
     let PathArguments::AngleBracketed(generics) = &last.arguments else {
-        return Ok(Returned { outputs: (**ty).clone(), fallible: false });
+        return Ok(infallible);
     };
     match generics.args.first() {
         Some(GenericArgument::Type(outputs)) if last.ident == "Result" => {
-            Ok(Returned { outputs: outputs.clone(), fallible: true })
+            Ok(Returned { outputs: outputs.clone(), fallible: true, ..infallible })
         }
-        _ => Ok(Returned { outputs: (**ty).clone(), fallible: false }),
+        _ => Ok(infallible),
     }
 }
 
@@ -196,11 +207,15 @@ fn checks(arguments: &[Argument], outputs: &Type, options: &FunctionArguments) -
     let tensors: Vec<(&Type, &TensorArguments)> = arguments.iter().filter_map(tensor).collect();
     let inputs = tensors.iter().map(|(ty, tensor)| {
         let datatype = tensor.datatype();
-        quote_spanned!(ty.span()=> const _: ::tenon_sdk::Datatype = ::tenon_sdk::export::check_input::<#ty>(#datatype);)
+        let shape = tensor.check_shape(quote!(<#ty as ::tenon_sdk::Input>::SHAPE));
+        quote_spanned!(ty.span()=> const _: ::tenon_sdk::Datatype = ::tenon_sdk::export::check_input::<#ty>(#datatype);
+            #shape)
     });
     let named = options.outputs.iter().flatten().zip(output_types(outputs)).map(|(output, ty)| {
         let datatype = output.tensor.datatype();
-        quote_spanned!(ty.span()=> const _: ::tenon_sdk::Datatype = ::tenon_sdk::export::check_output::<#ty>(#datatype);)
+        let shape = output.tensor.check_shape(quote!(<#ty as ::tenon_sdk::Output>::SHAPE));
+        quote_spanned!(ty.span()=> const _: ::tenon_sdk::Datatype = ::tenon_sdk::export::check_output::<#ty>(#datatype);
+            #shape)
     });
     let answers =
         options.answers.as_ref().map(|answers| check_answers(answers, outputs, options)).transpose()?;
@@ -297,9 +312,12 @@ fn call(
         let taken = take_argument(argument);
         quote!(let #value = #taken;)
     });
+    // What does not fit is shown at what the fn returns.
+    let span = Span::call_site().located_at(returned.span);
+    let answered = quote_spanned!(span=> __request.answered_by(|| #function(#(#values),*)));
     let result = match returned.fallible {
-        true => quote!(#function(#(#values),*)?),
-        false => quote!(#function(#(#values),*)),
+        true => quote_spanned!(span=> ::tenon_sdk::export::answered(#answered)?),
+        false => answered,
     };
     let written = match named {
         None => quote!(::tenon_sdk::Outputs::write(__outputs, &mut __reply)?;),

@@ -24,6 +24,8 @@ use proc_macro::TokenStream;
 /// }
 /// ```
 ///
+/// What it answers before it returns, it sends with `tenon_sdk::send`.
+///
 /// # On the fn
 ///
 /// - `outputs(sum, "the-rest"(shape = [-1, 4]))` names the output, or the elements of the tuple that is returned,

@@ -1,7 +1,7 @@
 //! `#[derive(Outputs)]`: each field of a struct is an output.
 
 use proc_macro2::TokenStream;
-use quote::quote;
+use quote::{quote, quote_spanned};
 use syn::ext::IdentExt;
 use syn::spanned::Spanned;
 use syn::{Data, DeriveInput, Error, Field, Fields, Ident, LitStr, Result, Type};
@@ -21,7 +21,9 @@ pub(crate) fn expand(item: TokenStream) -> Result<TokenStream> {
     distinct(outputs.iter().map(|output| &output.name), "outputs")?;
     let checks = outputs.iter().map(|Output { ty, tensor, .. }| {
         let datatype = tensor.datatype();
-        quote!(const _: ::tenon_sdk::Datatype = ::tenon_sdk::export::check_output::<#ty>(#datatype);)
+        let shape = tensor.check_shape(quote!(<#ty as ::tenon_sdk::Output>::SHAPE));
+        quote_spanned!(ty.span()=> const _: ::tenon_sdk::Datatype = ::tenon_sdk::export::check_output::<#ty>(#datatype);
+            #shape)
     });
     let described = outputs.iter().map(|Output { name, ty, tensor, .. }| {
         let datatype = tensor.datatype();
