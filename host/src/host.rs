@@ -58,7 +58,7 @@ pub enum StartError {
     NoCacheDir(#[from] NoCacheDir),
     #[error(transparent)]
     Cache(#[from] CacheError),
-    #[error("cannot listen on {address}: {source}; stop what listens there, or choose another address")]
+    #[error("cannot listen on {address}; stop what listens there, or choose another address")]
     Listen { address: SocketAddr, source: std::io::Error },
     #[error("the WebAssembly engine cannot be set up: {0}; fewer `limits.concurrency` in host.toml may help")]
     Engine(String),

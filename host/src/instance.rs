@@ -71,7 +71,8 @@ pub enum LinkError {
     Import(String),
     #[error(
         "the component exports {found}; a function exports one of `tenon:function/function@0.1.0` (a typed model \
-         function), `wasi:http/incoming-handler@0.2` or `wasi:http/handler@0.3.0`"
+         function), `wasi:http/incoming-handler@0.2` or `wasi:http/handler@0.3.0`; with tenon-sdk, put \
+         `#[tenon_sdk::function]` above the fn"
     )]
     Export { found: String },
     #[error("the engine cannot be set up: {0}")]
@@ -85,7 +86,7 @@ pub enum CallError {
     DeadlineExceeded(u64),
     #[error("the function trapped: {0}")]
     Trapped(String),
-    #[error("the function needs more than its {0} MiB of memory")]
+    #[error("the function needs more than its {0} MiB of memory (`limits.memory_mib`)")]
     OverMemory(usize),
     #[error("the function answered wrongly: {0}")]
     BadReply(String),
@@ -219,7 +220,13 @@ impl Program {
             return CallError::OverMemory(limits.limit() >> 20);
         }
         if let Some(trap) = error.downcast_ref::<Trap>() {
-            return CallError::Trapped(trap.to_string());
+            // What it wants to say of a panic, a guest writes before it traps so.
+            return CallError::Trapped(match trap {
+                Trap::UnreachableCodeReached => {
+                    "it panicked or aborted; its log has its last words".to_owned()
+                }
+                trap => trap.to_string(),
+            });
         }
         if let Some(I32Exit(status)) = error.downcast_ref::<I32Exit>() {
             return CallError::Trapped(format!("it ended itself with status {status}"));

@@ -60,11 +60,13 @@ pub async fn run(args: UpArgs, mut config: Config, progress: &Progress) -> anyho
     }
     let logs = config.log.dir.clone().unwrap_or_else(|| app.dir.join(".tenon/logs"));
     let program = std::env::current_exe().context("cannot find out which program this is")?;
+    let place = format!("{}, what functions print and their panics", logs.display());
     let host = Host::start(config, Surroundings { program, logs }).await?;
     let report = |step: Step| progress.say("Ready", format!("{} ({})", step.what, elapsed(step.took)));
     host.deployer.deploy(&app, &report).await?;
     // Before anyone is told that this serves: who hears it may stop it at once.
     let mut stop = StopSignal::listen()?;
+    progress.say("Logs", place);
     announce(&host, &app, progress);
     tokio::select! {
         stopped = stop.wait() => stopped?,

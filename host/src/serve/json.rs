@@ -173,9 +173,9 @@ mod tests {
         );
         check(&x("[2,2]", "[[1,2],[3,4]]"), Ok("Int64(3)"));
         check(&x("[2,2]", "[1,2,3]"), Err("takes 4 elements, `data` has 3"));
-        check(&x("[1,2]", "[1,128]"), Err("element 1, `128`, is not a INT8"));
-        check(&x("[1,2]", "[1,1.5]"), Err("element 1, `1.5`, is not a INT8"));
-        check(&x("[1,2]", "[1,null]"), Err("is not a INT8"));
+        check(&x("[1,2]", "[1,128]"), Err("element 1, `128`, is not INT8"));
+        check(&x("[1,2]", "[1,1.5]"), Err("element 1, `1.5`, is not INT8"));
+        check(&x("[1,2]", "[1,null]"), Err("is not INT8"));
         check(&x("[1,3]", "[1,2,3]"), Err("takes the shape [-1, 2]"));
         check(&x("[-1,2]", "[1,2]"), Err("no `shape`"));
         check(&x("[18446744073709551615,2]", "[1,2]"), Err("more elements"));
@@ -216,7 +216,7 @@ mod tests {
         let (_, call) = request(body("[[1],[-2]]").as_bytes(), &description(), &mut |_| true).unwrap();
         let data: Vec<_> = call.inputs.iter().map(|(_, tensor)| tensor.data().as_ref()).collect();
         assert_eq!(data, [b"\x01\xfe".as_slice(), b"\x02\0\0\0\xc3\xa9"]);
-        check(&body("[1,400]"), Err("input `x`: element 1, `400`, is not a INT8"));
+        check(&body("[1,400]"), Err("input `x`: element 1, `400`, is not INT8"));
         check(&body("[1,2],\"data\":[1,2]"), Err("duplicate field `data`"));
         check(&body("[1,2").replace("],\"datatype\"", ",\"datatype\""), Err("not JSON"));
     }

@@ -27,7 +27,7 @@ pub enum AnswerError {
     MethodNotAllowed { method: String, allowed: &'static str },
     #[error("{0}")]
     InvalidInput(String),
-    #[error("the body is longer than the {0} bytes that this function takes")]
+    #[error("the body is longer than the {0} bytes that this function takes (`limits.request_body_mib`)")]
     TooLarge(usize),
     #[error("the body did not arrive within {0} ms")]
     SlowBody(u64),
@@ -39,7 +39,7 @@ pub enum AnswerError {
     NothingDeployed,
     #[error(transparent)]
     Call(#[from] CallError),
-    #[error("the function's answer is longer than the {0} bytes that it may be")]
+    #[error("the function's answer is longer than the {0} bytes that it may be (`limits.response_body_mib`)")]
     ReplyTooLarge(usize),
     #[error("something went wrong in the host")]
     Internal,

@@ -78,7 +78,10 @@ fn check_existence(component: &Component, errors: &mut Vec<ManifestError>) {
     };
     if let Source::Path(path) = &component.source {
         let hint = match component.build {
-            Some(_) => "build it (`--build`) or correct `source`",
+            Some(_) => {
+                "build it (`--build`); where that made no such file, correct `source`, or have \
+                 `crate-type = [\"cdylib\"]` in its Cargo.toml"
+            }
             None => "correct `source`",
         };
         check(component.line, &format!("component `{}`", component.id), path, hint);

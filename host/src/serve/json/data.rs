@@ -187,7 +187,7 @@ impl Elements<'_, '_> {
             return Refused::Input("an element is not a string".to_owned());
         }
         let text: String = text.chars().take(CHARS).collect();
-        Refused::Input(format!("element {}, `{text}`, is not a {}", self.seen - 1, self.datatype))
+        Refused::Input(format!("element {}, `{text}`, is not {}", self.seen - 1, self.datatype))
     }
 
     fn reserve(&mut self, more: usize) -> Result<(), Refused> {

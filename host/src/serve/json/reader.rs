@@ -125,11 +125,14 @@ pub(super) fn message(text: &[u8], room: &mut Room<'_>) -> Result<Message, Refus
             })?;
         } else if key.is("parameters") {
             parameters.take("parameters", &mut scan, |scan, value| match value {
-                Value::Object => self::parameters(scan).map(Some),
+                Value::Object => self::parameters(scan, room).map(Some),
                 _ => other(scan, value),
             })?;
         } else if key.is("id") {
-            id.take("id", &mut scan, string)?;
+            id.take("id", &mut scan, |scan, value| {
+                kept(value, room)?;
+                string(scan, value)
+            })?;
         } else {
             scan.skip()?;
         }
@@ -400,14 +403,18 @@ fn form<'a>(scan: &mut Scan<'a>, value: &Value<'a>) -> Result<Option<Form>, Refu
 }
 
 /// Reads the object that the place is in, which holds values beside the tensors. A null is none.
-pub(in crate::serve) fn parameters(scan: &mut Scan<'_>) -> Result<Vec<(String, Parameter)>, Refused> {
+pub(in crate::serve) fn parameters(
+    scan: &mut Scan<'_>,
+    room: &mut Room<'_>,
+) -> Result<Vec<(String, Parameter)>, Refused> {
     let (mut first, mut parameters) = (true, BTreeMap::new());
     while let Some(key) = scan.key(&mut first)? {
+        kept(&Value::Text(key), room)?;
         let (name, value) = (key.read()?, scan.value()?);
         if parameters.len() == ENTRIES {
             return Err(wrong(&format!("there are more than {ENTRIES} parameters")));
         }
-        if let Some(value) = parameter(&name, &value)?
+        if let Some(value) = parameter(&name, &value, room)?
             && parameters.insert(name, value).is_some()
         {
             return Err(wrong(&format!("parameter `{}` is given twice", key.read()?)));
@@ -416,8 +423,21 @@ pub(in crate::serve) fn parameters(scan: &mut Scan<'_>) -> Result<Vec<(String, P
     Ok(parameters.into_iter().collect())
 }
 
+/// Takes room for a text that stays when the body goes.
+pub(in crate::serve) fn kept(value: &Value<'_>, room: &mut Room<'_>) -> Result<(), Refused> {
+    match value {
+        Value::Text(text) if !room(text.longest()) => Err(Refused::NoRoom),
+        _ => Ok(()),
+    }
+}
+
 /// A value beside the tensors.
-pub(in crate::serve) fn parameter(name: &str, value: &Value<'_>) -> Result<Option<Parameter>, Refused> {
+pub(in crate::serve) fn parameter(
+    name: &str,
+    value: &Value<'_>,
+    room: &mut Room<'_>,
+) -> Result<Option<Parameter>, Refused> {
+    kept(value, room)?;
     let parameter = match value {
         Value::Null => return Ok(None),
         Value::Bool(value) => Some(Parameter::Bool(*value)),

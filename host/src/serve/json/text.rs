@@ -19,11 +19,12 @@ impl Text<'_> {
 
     #[inline]
     pub(in crate::serve) fn is(&self, other: &str) -> bool {
-        if self.has_escapes {
-            self.read().is_ok_and(|text| text == other)
-        } else {
-            self.raw == other.as_bytes()
+        /// An escape takes so many times the bytes of what it stands for, at most.
+        const TIMES: usize = 6;
+        if !self.has_escapes {
+            return self.raw == other.as_bytes();
         }
+        self.raw.len() <= TIMES * other.len() && self.read().is_ok_and(|text| text == other)
     }
 
     /// What it says.
@@ -186,6 +187,20 @@ mod tests {
         ] {
             assert_eq!(read(text.as_bytes()).unwrap(), serde_json::from_str::<String>(text).unwrap());
         }
+    }
+
+    #[test]
+    fn keys_are_known_however_they_are_written() {
+        let check = |text: &str, other: &str, expected: bool| {
+            let Ok(Value::Text(text)) = Scan::new(text.as_bytes()).value() else { panic!("it is no string") };
+            assert_eq!(text.is(other), expected, "{other}");
+        };
+        check(r#""data""#, "data", true);
+        check(r#""data""#, "date", false);
+        check(r#""\u0064at\u0061""#, "data", true);
+        check(r#""\u0064\u0061\u0074\u0061""#, "data", true);
+        check(r#""\u0064\u0061\u0074\u0061\u0061""#, "data", false);
+        check(r#""\ud800""#, "data", false);
     }
 
     #[test]

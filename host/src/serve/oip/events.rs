@@ -96,8 +96,8 @@ impl Drop for Answers {
     }
 }
 
-/// Writes an answer, or an error, as what is sent.
-type Write = Box<dyn FnMut(Result<Answer, AnswerError>) -> Bytes + Send>;
+/// Writes an answer, or an error, as what is sent. Nothing goes on behind an error, also one of the writing.
+type Write = Box<dyn FnMut(Result<Answer, AnswerError>) -> Result<Bytes, Bytes> + Send>;
 
 /// A body of one part for each answer.
 pub struct Events {
@@ -109,8 +109,18 @@ pub struct Events {
 impl Events {
     /// A body that begins with `first`, which was taken from `answers` already.
     pub fn new(answers: Answers, first: Answer, mut write: Write) -> Events {
-        let ready = VecDeque::from([write(Ok(first))]);
-        Events { answers, ready, write }
+        let written = write(Ok(first));
+        let mut events = Events { answers, ready: VecDeque::new(), write };
+        let first = events.written(written);
+        events.ready.push_back(first);
+        events
+    }
+
+    fn written(&mut self, written: Result<Bytes, Bytes>) -> Bytes {
+        written.unwrap_or_else(|error| {
+            self.answers.end();
+            error
+        })
     }
 }
 
@@ -125,7 +135,9 @@ impl HttpBody for Events {
         if let Some(bytes) = self.ready.pop_front() {
             return Poll::Ready(Some(Ok(Frame::data(bytes))));
         }
-        let answer = ready!(self.answers.poll_next(context));
-        Poll::Ready(answer.map(|answer| Ok(Frame::data((self.write)(answer)))))
+        let Some(answer) = ready!(self.answers.poll_next(context)) else { return Poll::Ready(None) };
+        let written = (self.write)(answer);
+        let written = self.written(written);
+        Poll::Ready(Some(Ok(Frame::data(written))))
     }
 }

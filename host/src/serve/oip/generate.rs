@@ -58,7 +58,9 @@ fn read(body: &[u8], description: &Description, room: &mut Room<'_>) -> Result<R
             read.inputs[index] = Some(tensor.map_err(|refused| refused.of_input(&port.name))?);
         } else if key.is("id") {
             once(&mut has_id, "id")?;
-            read.id = match scan.value()? {
+            let value = scan.value()?;
+            reader::kept(&value, room)?;
+            read.id = match value {
                 Value::Text(text) => Some(text.read()?),
                 Value::Null => None,
                 _ => return Err(wrong("`id` is not a string")),
@@ -67,7 +69,7 @@ fn read(body: &[u8], description: &Description, room: &mut Room<'_>) -> Result<R
             once(&mut has_parameters, "parameters")?;
             match scan.value()? {
                 Value::Object => {
-                    for (name, value) in reader::parameters(&mut scan)? {
+                    for (name, value) in reader::parameters(&mut scan, room)? {
                         read.parameter(name, value)?;
                     }
                 }
@@ -76,7 +78,7 @@ fn read(body: &[u8], description: &Description, room: &mut Room<'_>) -> Result<R
             }
         } else {
             let value = scan.value()?;
-            other(key, &value, ports, &mut read)?;
+            other(key, &value, ports, &mut read, room)?;
         }
     }
     scan.end()?;
@@ -88,7 +90,14 @@ fn once(has: &mut bool, key: &str) -> Result<(), Refused> {
 }
 
 /// A key that names no input.
-fn other(key: Text<'_>, value: &Value<'_>, ports: &[Port], read: &mut Read) -> Result<(), Refused> {
+fn other(
+    key: Text<'_>,
+    value: &Value<'_>,
+    ports: &[Port],
+    read: &mut Read,
+    room: &mut Room<'_>,
+) -> Result<(), Refused> {
+    reader::kept(&Value::Text(key), room)?;
     let name = key.read()?;
     if matches!(value, Value::Array | Value::Object) {
         let names: Vec<_> = ports.iter().map(|port| format!("`{}`", port.name)).collect();
@@ -97,7 +106,7 @@ fn other(key: Text<'_>, value: &Value<'_>, ports: &[Port], read: &mut Read) -> R
             names.join(", ")
         )));
     }
-    match reader::parameter(&name, value)? {
+    match reader::parameter(&name, value, room)? {
         Some(value) => read.parameter(name, value),
         None => Ok(()),
     }
@@ -319,7 +328,7 @@ mod tests {
         check(&x("[1,2,3]"), Err("the shape [-1, 2, -1] is not filled by 3 elements"));
         check(&x("7"), Err("not filled by 1 elements"));
         check(&x("[[[]]]"), Err("takes the shape [-1, 2, -1], but [1, 1, 0]"));
-        check(&x("[1,\"2\"]"), Err("element 1, `\\\"2\\\"`, is not a FP32"));
+        check(&x("[1,\"2\"]"), Err("element 1, `\\\"2\\\"`, is not FP32"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use super::binary::{self, Tail};
 use crate::instance::typed::{Description, Parameter, Reply, Request};
 use crate::serve::json::reader::{Content, Message, Output};
 use crate::serve::json::reply::{Head, Shown};
+use crate::serve::json::scan::Scan;
 use crate::serve::json::{self, Refused, Room, TooLong};
 use crate::tensor::{Datatype, Tensor};
 
@@ -96,7 +97,10 @@ pub fn decode(
             body.len()
         )));
     }
-    let message = json::message(&body[..length], room)?;
+    let text = &body[..length];
+    let message = json::message(text, room).map_err(|refused| {
+        if header_length.is_none() && is_followed(text) { wrong(UNSAID) } else { refused }
+    })?;
     let mut tail = Tail::new(body.slice(length..));
     let Message { id, inputs, parameters, outputs } = message;
     let mut holds_body = false;
@@ -124,6 +128,15 @@ pub fn decode(
     let wanted = Wanted::of(outputs, is_binary, description)?;
     let call = Request { inputs, parameters, outputs: names, ..Request::default() };
     Ok(InferRequest { id, call, wanted, holds_body })
+}
+
+const UNSAID: &str = "bytes follow the JSON; where they are binary tensors, the header \
+                      `Inference-Header-Content-Length` must say how long the JSON is";
+
+/// Whether a text is JSON and something behind it.
+fn is_followed(text: &[u8]) -> bool {
+    let mut scan = Scan::new(text);
+    scan.skip().is_ok() && scan.end().is_err()
 }
 
 /// The parameters for the function, and whether all outputs are wanted in binary.

@@ -89,7 +89,7 @@ fn sizes_that_lie_are_refused() {
     }
     check_at(lie.clone(), Some(length - 1), Err("not JSON: expected `,` or `}`, and the body ends"));
     check_at(lie.clone(), Some(length + 1), Err("not JSON: more follows its end at line 1"));
-    check_at(lie.clone(), None, Err("not JSON: more follows its end at line 1"));
+    check_at(lie.clone(), None, Err("bytes follow the JSON; where they are binary tensors"));
     let (no_tail, length) = body(&both("8"), "", b"");
     check_at(no_tail.clone(), None, Err("input `x`: a binary tensor needs the header"));
     check_at(
@@ -221,6 +221,18 @@ fn parameters_go_to_the_function_but_those_of_the_form() {
         [("b", Parameter::Bool(true)), ("k", Parameter::Int64(1)), ("priority", Parameter::Int64(2))];
     assert_eq!(request.call.parameters, parameters.map(|(name, value)| (name.to_owned(), value)));
     assert!(request.call.outputs.is_empty());
+    // What stays when the body goes takes room: the id, the names and texts.
+    let more = r#","id":"seven","parameters":{"text":"1234"}"#;
+    let asked = |body| {
+        let mut asked = 0;
+        let read = decode(body, None, &description(), &mut |more| {
+            asked += more;
+            true
+        });
+        assert!(read.is_ok());
+        asked
+    };
+    assert_eq!(asked(with(more)) - asked(with("")), 5 + 4 + 4);
     let request = read(with(r#","outputs":[{"name":"t"}]"#), None).unwrap();
     assert_eq!(request.call.outputs, ["t"]);
     check_at(with(r#","parameters":{"k":1,"k":1}"#), None, Err("parameter `k` is given twice"));
