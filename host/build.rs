@@ -1,9 +1,13 @@
-//! Embeds what `tenon new` writes: the templates, and the sources of the SDK with its WIT.
+//! Embeds what `tenon new` writes: the templates, and the sources of the SDK with its WIT; and compiles what is said over
+//! gRPC.
 
 use std::error::Error;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
+
+#[path = "build/grpc.rs"]
+mod grpc;
 
 /// Files and folders of the repository. Tests of the SDK stay behind: they need its workspace.
 const EMBEDDED: [&str; 7] = [
@@ -38,7 +42,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     list.push_str("]\n");
     println!("cargo:rerun-if-changed=build.rs");
-    Ok(fs::write(PathBuf::from(env::var("OUT_DIR")?).join("embedded.rs"), list)?)
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    fs::write(out.join("embedded.rs"), list)?;
+    grpc::compile(&host.join("proto"), &out)
 }
 
 fn collect(path: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {

@@ -6,6 +6,7 @@ mod harness;
 mod raw;
 
 mod backends;
+mod batching;
 mod connection;
 mod drain;
 mod examples;

@@ -112,7 +112,7 @@ fn a_guest_that_traps_is_told_from_others() {
         let p3 = function("/p3/...", "p3", "http_p3", "");
         let host = TestHost::of(app(&[misbehave(""), p2(""), p3, good()])).start().await;
         for (behaviour, why) in
-            [("recurse", "stack"), ("trap", "unreachable"), ("panic", "unreachable"), ("exit", "status")]
+            [("recurse", "stack"), ("trap", "panicked"), ("panic", "panicked"), ("exit", "status")]
         {
             let answer = host.post("/misbehave", "text/plain", behaviour).await;
             let detail = answer.problem(502, "guest-trapped");

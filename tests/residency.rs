@@ -215,10 +215,12 @@ async fn hold(host: &TestHost, file: &str) -> Lease {
         idle_timeout_s: Some(1),
         precision: None,
         concurrency: None,
+        batching: None,
+        queue_length: None,
         line: 1,
     };
     let model: Model =
-        host.host.deployer.intake.admit(&declared).await.expect("it was admitted before").model;
+        host.host.deployer.intake.admit(&declared, "app").await.expect("it was admitted before").model;
     host.host.residency.acquire(&model).await.expect("there is room")
 }
 

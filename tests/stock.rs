@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use http_body_util::BodyExt;
 use tenon::artifact::manifest::{Encoding, ExecutionTarget, Model as Declared};
+use tenon::backend::batch::Call;
 use tenon::backend::residency::Model;
 use tenon::backend::stock::{Stock, StockGraph};
-use tenon::backend::{Backend as _, ModelFile};
+use tenon::backend::{Backend as _, ModelFile, Priority};
 use tenon::tensor::{Datatype, Tensor};
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, Linker, ResourceTable, ResourceType};
@@ -157,9 +158,11 @@ async fn admitted(host: &TestHost, path: &str) -> Model {
         idle_timeout_s: None,
         precision: None,
         concurrency: None,
+        batching: None,
+        queue_length: None,
         line: 1,
     };
-    host.host.deployer.intake.admit(&declared).await.expect("the model is good").model
+    host.host.deployer.intake.admit(&declared, "app").await.expect("the model is good").model
 }
 
 /// Images of 8x8 pixels, 0 to 1 in sixteenths as in the data set, the same on every run.
@@ -241,7 +244,8 @@ fn a_stock_backend_serves_as_one_of_ours() {
         let real = admitted(&host, &model("two_outputs")).await;
         let backend = Stock::new("disguised", "1".to_owned(), Disguised(real.clone()).into());
         let disguised = Model { backend: Arc::new(backend), ..real.clone() };
-        let deadline = || Instant::now() + Duration::from_secs(30);
+        let call =
+            || Call { deadline: Instant::now() + Duration::from_secs(30), priority: Priority::default() };
         let tensor = |values: &[f32]| {
             let data: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
             Tensor::new(Datatype::Fp32, vec![1, values.len()], data.into()).expect("it is a tensor")
@@ -250,13 +254,13 @@ fn a_stock_backend_serves_as_one_of_ours() {
         let lease = residency.acquire(&disguised).await.expect("it loads");
         assert_eq!(lease.backend(), "disguised");
         let input = || vec![("x".to_owned(), tensor(&[1.0, 5.0, 3.0, 2.0]))];
-        let outputs = lease.infer(input(), deadline()).await.expect("it runs");
-        let expected = residency.acquire(&real).await.expect("it loads").infer(input(), deadline()).await;
-        assert_eq!(outputs, expected.expect("it runs"));
+        let outputs = lease.infer(input(), call()).await.expect("it runs");
+        let expected = residency.acquire(&real).await.expect("it loads").infer(input(), call()).await;
+        assert_eq!(outputs.outputs, expected.expect("it runs").outputs);
         // Our checks stand in front of it as well.
-        let wrong = lease.infer(vec![("x".to_owned(), tensor(&[1.0]))], deadline()).await;
+        let wrong = lease.infer(vec![("x".to_owned(), tensor(&[1.0]))], call()).await;
         assert!(wrong.expect_err("the shape is wrong").to_string().contains("takes the shape [-1, 4]"));
-        let missing = lease.infer(Vec::new(), deadline()).await;
+        let missing = lease.infer(Vec::new(), call()).await;
         assert!(missing.expect_err("an input is missing").to_string().contains("`x` is missing"));
     });
 }

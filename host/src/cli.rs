@@ -14,6 +14,7 @@ use progress::Progress;
 
 pub mod backend;
 pub mod build;
+pub mod conformance;
 pub mod doctor;
 pub mod new;
 pub mod progress;
@@ -39,6 +40,8 @@ enum Command {
     Build(build::BuildArgs),
     /// Serves the app of a spin.toml on this machine.
     Up(up::UpArgs),
+    /// Checks any server of the Open Inference Protocol, point by point.
+    Conformance(conformance::ConformanceArgs),
     /// Measures batch sizes, delays and threads for a model, and recommends settings.
     Tune(tune::TuneArgs),
     /// Shows inference backends, and obtains their libraries.
@@ -72,6 +75,7 @@ pub fn run() -> anyhow::Result<()> {
     match cli.command {
         Command::New(args) => new::run(&args, &progress),
         Command::Build(args) => runtime()?.block_on(build::run(&args, &progress)),
+        Command::Conformance(args) => conformance::run(&args, &progress),
         Command::Tune(args) => runtime()?.block_on(tune::run(&args, config, &progress)),
         Command::Up(args) => runtime()?.block_on(up::run(args, config, &progress)),
         Command::Backend(args) => {

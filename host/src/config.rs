@@ -32,8 +32,22 @@ pub struct Config {
 pub struct Listen {
     /// Where functions are served.
     pub http: SocketAddr,
+    /// A second address where they are served, for those who keep gRPC apart.
+    pub grpc: Option<SocketAddr>,
+    /// What is spoken on both of them, where it is TLS.
+    pub tls: Option<TlsFiles>,
     /// Where metrics and readiness are served; `None` turns them off.
     pub admin: Option<SocketAddr>,
+}
+
+/// The files of TLS, in PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The host's certificate, and those that lead from it to one that callers trust.
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+    /// Certificates of authorities, one of which a caller's own certificate must come from.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// The host's own directory.
@@ -58,6 +72,7 @@ pub struct Limits {
     pub header_read_ms: u64,
     pub body_read_ms: u64,
     pub connections: usize,
+    pub idle_ms: u64,
     pub drain_ms: u64,
     pub table_elements: usize,
     pub handles: usize,
@@ -140,7 +155,7 @@ pub struct NoCacheDir;
 impl Default for Listen {
     fn default() -> Self {
         let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        Self { http: local(3000), admin: Some(local(3001)) }
+        Self { http: local(3000), grpc: None, tls: None, admin: Some(local(3001)) }
     }
 }
 
@@ -159,6 +174,7 @@ impl Default for Limits {
             header_read_ms: 10_000,
             body_read_ms: 30_000,
             connections: 1024,
+            idle_ms: 300_000,
             drain_ms: 30_000,
             table_elements: 20_000,
             handles: 4096,

@@ -20,6 +20,7 @@ use crate::deploy::{Deployer, Intake};
 use crate::function::{Admission, Functions};
 use crate::instance::engine::{EngineLimits, Engines, resets_by_pagemap};
 use crate::serve::access::AccessLog;
+use crate::serve::tls::{Tls, TlsError};
 use crate::serve::{ServeLimits, Server};
 use crate::telemetry::Telemetry;
 use crate::{admin, instance};
@@ -35,10 +36,12 @@ pub struct Host {
     pub residency: Arc<Residency>,
     /// Where functions are served.
     pub http: SocketAddr,
+    /// Where functions are served as well, if anywhere.
+    pub grpc: Option<SocketAddr>,
     /// Where the operator is answered, if anywhere.
     pub admin: Option<SocketAddr>,
     server: Arc<Server>,
-    serving: JoinHandle<bool>,
+    serving: Vec<JoinHandle<bool>>,
     operating: Option<JoinHandle<()>>,
     stop: watch::Sender<bool>,
 }
@@ -62,6 +65,8 @@ pub enum StartError {
     Listen { address: SocketAddr, source: std::io::Error },
     #[error("the WebAssembly engine cannot be set up: {0}; fewer `limits.concurrency` in host.toml may help")]
     Engine(String),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     #[error("cannot start a thread: {0}")]
     Thread(#[from] std::io::Error),
 }
@@ -73,6 +78,10 @@ impl Host {
     /// Where an address is taken, or the system refuses memory, threads or the cache folder.
     pub async fn start(config: Config, around: Surroundings) -> Result<Host, StartError> {
         let http = listen(config.listen.http).await?;
+        let grpc = match config.listen.grpc {
+            Some(address) => Some(listen(address).await?),
+            None => None,
+        };
         let admin = match config.listen.admin {
             Some(address) => Some(listen(address).await?),
             None => None,
@@ -84,14 +93,18 @@ impl Host {
         let deployer = deployer(config, around, cache, &residency, &functions)?;
         let config = Arc::clone(&deployer.config);
         let access = if config.log.access { Some(AccessLog::start()?) } else { None };
-        let server = Server::new(Arc::clone(&functions), serve_limits(&config), access);
+        let tls = config.listen.tls.clone().map(Tls::start).transpose()?;
+        let server = Server::new(Arc::clone(&functions), serve_limits(&config), tls, access);
         let (stop, stopping) = watch::channel(false);
-        let addresses = (http.local_addr()?, admin.as_ref().map(TcpListener::local_addr).transpose()?);
+        let address =
+            |listener: &Option<TcpListener>| listener.as_ref().map(TcpListener::local_addr).transpose();
+        let addresses = (http.local_addr()?, address(&grpc)?, address(&admin)?);
         let drain = Duration::from_millis(config.limits.drain_ms);
-        let serving = tokio::spawn({
-            let server = Arc::clone(&server);
-            async move { server.run(http, stopping, drain).await }
+        let serving = std::iter::once(http).chain(grpc).map(|listener| {
+            let (server, stopping) = (Arc::clone(&server), stopping.clone());
+            tokio::spawn(async move { server.run(listener, stopping, drain).await })
         });
+        let serving = serving.collect();
         let operating =
             admin.map(|admin| tokio::spawn(admin::run(admin, Arc::clone(&functions), Arc::clone(&server))));
         Ok(Host {
@@ -99,7 +112,8 @@ impl Host {
             functions,
             residency,
             http: addresses.0,
-            admin: addresses.1,
+            grpc: addresses.1,
+            admin: addresses.2,
             server,
             serving,
             operating,
@@ -110,7 +124,10 @@ impl Host {
     /// Stops accepting, and finishes what runs. Answers whether all of it ended in time.
     pub async fn drain(self) -> bool {
         self.stop.send_replace(true);
-        let ended = self.serving.await.unwrap_or(false);
+        let mut ended = true;
+        for serving in self.serving {
+            ended &= serving.await.unwrap_or(false);
+        }
         if let Some(operating) = self.operating {
             operating.abort();
         }
@@ -235,6 +252,8 @@ fn serve_limits(config: &Config) -> ServeLimits {
         body_read: Duration::from_millis(limits.body_read_ms),
         // One word of the operator's for both directions.
         answer_stall: Duration::from_millis(limits.body_read_ms),
+        message: body,
+        idle: Duration::from_millis(limits.idle_ms),
         model_control: config.models.allow_control,
         // As if every instance had the longest body, and one of them in tensors of four times its length beside it,
         // within a quarter of the memory.

@@ -7,8 +7,6 @@ use std::time::{Duration, Instant};
 
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
@@ -20,18 +18,22 @@ use crate::telemetry::FunctionMetrics;
 pub mod access;
 pub mod body;
 pub mod call;
+pub mod connection;
+pub mod grpc;
 pub mod http_function;
 pub mod json;
 pub mod linger;
 pub mod oip;
 pub mod spin_headers;
 pub mod status;
+pub mod tls;
 pub mod typed_function;
 
 use access::AccessLog;
 use body::Body;
-use linger::Lingering;
+use connection::{ConnectionLimits, Connections};
 use status::{AnswerError, Problem};
+use tls::Tls;
 
 /// What bounds a connection and a request before its function is known.
 #[derive(Clone, Debug)]
@@ -44,16 +46,23 @@ pub struct ServeLimits {
     pub body_read: Duration,
     /// Time in which a caller must take some of its answer, or lose its connection.
     pub answer_stall: Duration,
+    /// Time that a connection over HTTP/2 may be open without a request.
+    pub idle: Duration,
+    /// Bytes of one message over gRPC.
+    pub message: usize,
     /// Whether callers may have models loaded and unloaded.
     pub model_control: bool,
     /// Bytes of request bodies, and of tensors read from them, that are held for all requests together.
     pub buffered_bodies: usize,
 }
 
-/// One listener of the data plane.
+/// The data plane, on however many listeners.
 pub struct Server {
     functions: Arc<Functions>,
     limits: ServeLimits,
+    connections: Connections,
+    /// One for each connection that may be open, on all listeners together.
+    places: Arc<Semaphore>,
     bodies: body::Budget,
     access: Option<AccessLog>,
     draining: AtomicBool,
@@ -81,12 +90,29 @@ impl Trace {
 }
 
 impl Server {
-    pub fn new(functions: Arc<Functions>, limits: ServeLimits, access: Option<AccessLog>) -> Arc<Server> {
-        let bodies = body::Budget::new(limits.buffered_bodies);
-        let ids = access::RequestIds::new();
-        let unrouted = functions.telemetry.function("");
-        let draining = AtomicBool::new(false);
-        Arc::new(Server { functions, limits, bodies, access, draining, ids, unrouted })
+    /// A server that speaks TLS where it is given a certificate.
+    pub fn new(
+        functions: Arc<Functions>,
+        limits: ServeLimits,
+        tls: Option<Arc<Tls>>,
+        access: Option<AccessLog>,
+    ) -> Arc<Server> {
+        let bounds = ConnectionLimits {
+            header_read: limits.header_read,
+            answer_stall: limits.answer_stall,
+            idle: limits.idle,
+        };
+        Arc::new(Server {
+            bodies: body::Budget::new(limits.buffered_bodies),
+            places: Arc::new(Semaphore::new(limits.connections)),
+            connections: Connections::new(bounds, tls),
+            ids: access::RequestIds::new(),
+            unrouted: functions.telemetry.function(""),
+            draining: AtomicBool::new(false),
+            functions,
+            limits,
+            access,
+        })
     }
 
     /// Whether new requests are refused because the host is shutting down.
@@ -94,19 +120,19 @@ impl Server {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// Serves until `stop` says so, then finishes what runs for at most `drain`. Answers whether all of it ended.
+    /// Serves a listener until `stop` says so, then finishes what runs for at most `drain`. Answers whether all of it ended.
     pub async fn run(
         self: &Arc<Self>,
         listener: TcpListener,
         mut stop: watch::Receiver<bool>,
         drain: Duration,
     ) -> bool {
-        let places = Arc::new(Semaphore::new(self.limits.connections));
         let mut open = tokio::task::JoinSet::new();
         let closing = stop.clone();
         loop {
             let accepted = async {
-                let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
+                let place =
+                    Arc::clone(&self.places).acquire_owned().await.expect("the semaphore is never closed");
                 (listener.accept().await, place)
             };
             tokio::select! {
@@ -138,30 +164,16 @@ impl Server {
         self: &Arc<Self>,
         stream: TcpStream,
         client: SocketAddr,
-        mut closing: watch::Receiver<bool>,
+        closing: watch::Receiver<bool>,
     ) {
-        let _ = stream.set_nodelay(true);
-        let stream = Lingering::new(stream, self.limits.answer_stall);
         let connections = self.functions.telemetry.connections.clone();
         connections.inc();
-        let service = service_fn(|request| {
-            let server = Arc::clone(self);
+        let server = Arc::clone(self);
+        let answer = move |request| {
+            let server = Arc::clone(&server);
             async move { Ok::<_, std::convert::Infallible>(server.answer(request, client).await) }
-        });
-        let connection = hyper::server::conn::http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(self.limits.header_read)
-            .max_buf_size(64 << 10)
-            .serve_connection(TokioIo::new(stream), service);
-        let mut connection = std::pin::pin!(connection);
-        let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = async { let _ = closing.wait_for(|closing| *closing).await; } => {
-                connection.as_mut().graceful_shutdown();
-                connection.as_mut().await
-            }
         };
-        if let Err(error) = ended {
+        if let Err(error) = self.connections.serve(stream, answer, closing).await {
             tracing::debug!(%client, %error, "a connection ended early");
         }
         connections.dec();
@@ -174,10 +186,16 @@ impl Server {
         let mut answering = Answering { server: self, head, started, trace: Trace::default(), ended: false };
         let Answering { head, trace, .. } = &mut answering;
         let snapshot = self.functions.snapshot();
-        let form = if oip::is_ours(request.uri().path()) { oip::problem } else { body::problem };
+        let form = if grpc::is_grpc(request.headers()) {
+            grpc::problem
+        } else if oip::is_ours(request.uri().path()) {
+            oip::problem
+        } else {
+            body::problem
+        };
         let mut response = match self.route(&snapshot, request, client, head, trace).await {
             Ok(response) => response,
-            Err(error) => form(&self.refuse(&error, head, trace)),
+            Err(error) => form(&self.refuse(&error, head.request_id.as_str(), trace)),
         };
         head.mark(&mut response, trace);
         answering.end(&mut response);
@@ -192,6 +210,9 @@ impl Server {
         head: &access::Head,
         trace: &mut Trace,
     ) -> Result<Response<Body>, AnswerError> {
+        if grpc::is_grpc(request.headers()) {
+            return grpc::answer(self, snapshot, request, head.request_id.as_str(), trace).await;
+        }
         if oip::is_ours(request.uri().path()) {
             return oip::answer(self, snapshot, request, trace).await;
         }
@@ -246,15 +267,13 @@ impl Server {
         Ok(permit?)
     }
 
-    fn refuse(&self, error: &AnswerError, head: &access::Head, trace: &mut Trace) -> Problem {
+    fn refuse(&self, error: &AnswerError, request_id: &str, trace: &mut Trace) -> Problem {
         let problem = error.problem();
         if error.is_fault() {
-            tracing::warn!(
-                function = trace.function_name(),
-                request_id = head.request_id.as_str(),
-                error = problem.name,
-                "{error}"
-            );
+            tracing::warn!(function = trace.function_name(), request_id, error = problem.name, "{error}");
+        }
+        if let Some(function) = trace.function.as_ref().filter(|f| f.revision.program.is_typed()) {
+            function.statistics.failed(trace.queue + trace.run);
         }
         trace.error = Some((problem.name.clone(), error.name()));
         problem

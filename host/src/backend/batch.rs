@@ -55,7 +55,8 @@ pub use self::rows::{check_batchable, rows_are_independent};
 pub struct Batching {
     /// The most rows of a batch, 2 to 1024; a call that has more runs alone.
     pub max_size: usize,
-    /// The longest that a call waits for others while a place is free.
+    /// The longest that a call waits for others while a place is free, if it has at least twice as long in
+    /// all.
     pub max_delay: Duration,
 }
 
@@ -236,10 +237,9 @@ impl Scheduler {
             Turn::Now(place, inputs) => {
                 let cancel = Arc::new(Cancel::at(call.deadline));
                 let run = match self.pool.brisk.run(&self.graph, inputs, &cancel, call.deadline) {
-                    // The call is over: what holds it to its deadline could not do so meanwhile, and does it now.
+                    // It was quick no more, and nobody could hold it to its deadline meanwhile.
                     Ok(_) if Instant::now() >= call.deadline => {
-                        drop((place, hold));
-                        std::future::pending().await
+                        return Err(InferError::Cancelled.into());
                     }
                     Ok(run) => {
                         drop((place, hold));
@@ -303,7 +303,7 @@ impl Scheduler {
             deadline: call.deadline,
             ticket: Arc::clone(&ticket),
             answer,
-            hold: Arc::clone(hold),
+            _hold: Arc::clone(hold),
         });
         let next = self.next(&mut state, false);
         drop(state);

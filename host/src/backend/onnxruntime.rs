@@ -172,6 +172,11 @@ impl Graph for OnnxGraph {
         &self.signature
     }
 
+    fn prefers_few_shapes(&self) -> bool {
+        // On a GPU, algorithms are looked for by shape.
+        self.target == ExecutionTarget::Gpu
+    }
+
     fn runs_on_caller(&self) -> bool {
         self.target == ExecutionTarget::Cpu
     }

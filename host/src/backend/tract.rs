@@ -86,6 +86,11 @@ impl Graph for TractGraph {
         &self.declared.signature
     }
 
+    fn prefers_few_shapes(&self) -> bool {
+        // Each shape has a plan of its own.
+        true
+    }
+
     fn runs_on_caller(&self) -> bool {
         true
     }

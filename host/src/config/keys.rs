@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use super::document::{Table, Value};
-use super::{BACKENDS, Cache, Config, Engine, Inference, Limits, Listen, Log, LogFormat};
+use super::{BACKENDS, Cache, Config, Engine, Inference, Limits, Listen, Log, LogFormat, TlsFiles};
 use super::{Models, PagemapScan, Vet};
 
 /// What a limit may be, here and in the app manifest.
@@ -32,7 +32,7 @@ const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 /// Reads the whole file; `dir` is where a relative path in it starts.
 pub(super) fn read(root: &mut Table<'_>, dir: &Path) -> Config {
     Config {
-        listen: root.table("listen", listen).unwrap_or_default(),
+        listen: root.table("listen", |t| listen(t, dir)).unwrap_or_default(),
         cache: root.table("cache", |t| Cache { dir: path(t, "dir", dir) }).unwrap_or_default(),
         limits: root.table("limits", limits).unwrap_or_default(),
         models: root.table("models", models).unwrap_or_default(),
@@ -42,22 +42,47 @@ pub(super) fn read(root: &mut Table<'_>, dir: &Path) -> Config {
     }
 }
 
-fn listen(t: &mut Table<'_>) -> Listen {
+fn listen(t: &mut Table<'_>, dir: &Path) -> Listen {
     let mut listen = Listen::default();
     if let Some(http) = t.value("http").and_then(|value| address(&value)) {
         listen.http = http;
     }
+    let off = |value: &Value<'_>| matches!(value.as_str(), Some("" | "off"));
     if let Some(admin) = t.value("admin") {
-        listen.admin = match admin.as_str() {
-            Some("" | "off") => None,
-            _ => address(&admin),
-        };
+        listen.admin = if off(&admin) { None } else { address(&admin) };
     }
+    if let Some(grpc) = t.value("grpc") {
+        listen.grpc = if off(&grpc) { None } else { address(&grpc) };
+    }
+    listen.tls = t.table("tls", |t| tls(t, dir)).flatten();
     // Port 0 asks the system for any free port, twice if need be.
-    if listen.http.port() != 0 && listen.admin == Some(listen.http) {
-        t.refuse("`listen.http` and `listen.admin` are one address; give each a port of its own");
+    let pairs = [
+        ("http", Some(listen.http), "admin", listen.admin),
+        ("http", Some(listen.http), "grpc", listen.grpc),
+        ("grpc", listen.grpc, "admin", listen.admin),
+    ];
+    for (one, address, other, taken) in pairs {
+        if address.is_some_and(|address| address.port() != 0) && address == taken {
+            t.refuse(&format!(
+                "`listen.{one}` and `listen.{other}` are one address; give each a port of its own"
+            ));
+        }
     }
     listen
+}
+
+/// TLS is off where none of its files is named.
+fn tls(t: &mut Table<'_>, dir: &Path) -> Option<TlsFiles> {
+    let (certificate, key) = (path(t, "certificate", dir), path(t, "key", dir));
+    let client_ca = path(t, "client_ca", dir);
+    match (certificate, key) {
+        (Some(certificate), Some(key)) => Some(TlsFiles { certificate, key, client_ca }),
+        (None, None) if client_ca.is_none() => None,
+        _ => {
+            t.refuse("`listen.tls` takes both `certificate` and `key`");
+            None
+        }
+    }
 }
 
 fn limits(t: &mut Table<'_>) -> Limits {
@@ -74,6 +99,7 @@ fn limits(t: &mut Table<'_>) -> Limits {
     set(t, "header_read_ms", 1..=DAY_MS, "ms", &mut limits.header_read_ms);
     set(t, "body_read_ms", 1..=DAY_MS, "ms", &mut limits.body_read_ms);
     set(t, "connections", 1..=1_000_000, "", &mut limits.connections);
+    set(t, "idle_ms", 1..=DAY_MS, "ms", &mut limits.idle_ms);
     set(t, "drain_ms", 0..=DAY_MS, "ms", &mut limits.drain_ms);
     set(t, "table_elements", 1..=10_000_000, "", &mut limits.table_elements);
     set(t, "handles", 16..=1_000_000, "", &mut limits.handles);

@@ -179,7 +179,9 @@ async fn run_p2(
     request: http::Request<RequestBody>,
     head: oneshot::Sender<Head>,
 ) -> wasmtime::Result<()> {
-    let request = store.data_mut().http().new_incoming_request(Scheme::Http, request)?;
+    let is_https = request.uri().scheme() == Some(&http::uri::Scheme::HTTPS);
+    let scheme = if is_https { Scheme::Https } else { Scheme::Http };
+    let request = store.data_mut().http().new_incoming_request(scheme, request)?;
     let out = store.data_mut().http().new_response_outparam_from_callback(move |response| {
         let response =
             response.map_err(|code| CallError::BadReply(format!("it answered the error `{code:?}`")));

@@ -115,14 +115,8 @@ impl Server {
             return Ok(Outcome { reply, _permit: None, _share: caller.share });
         }
         let missed = started.elapsed();
-        let answered = self.compute(function, request, deadline, responses, trace).await;
-        let (reply, permit) = match answered {
-            Ok(answered) => answered,
-            Err(error) => {
-                function.statistics.failed(started.elapsed());
-                return Err(error);
-            }
-        };
+        // What fails is counted where its caller is told.
+        let (reply, permit) = self.compute(function, request, deadline, responses, trace).await?;
         function.statistics.succeeded(&parts(trace, started));
         if let Some((cache, key)) = key {
             let keeping = Instant::now();

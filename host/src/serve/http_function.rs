@@ -8,13 +8,15 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{CONNECTION, EXPECT, HOST, HeaderName};
-use http::uri::Authority;
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::request::Parts;
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderMap, HeaderValue, Request, Response, Uri};
 use http_body_util::BodyExt;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use tokio::time::Sleep;
 
 use super::body::Body;
+use super::connection::OverTls;
 use super::status::AnswerError;
 use super::{Trace, access, deadline, spin_headers};
 use crate::function::{Function, Matched, Permit, Revision};
@@ -43,6 +45,9 @@ pub async fn prepare(
     // HTTP/1.0 callers need not send one, but wasi:http has no request without an authority.
     parts.headers.entry(HOST).or_insert(HeaderValue::from_static("localhost"));
     parts.headers.insert(access::REQUEST_ID, head.request_id.header());
+    if parts.extensions.get::<OverTls>().is_some() {
+        name_scheme(&mut parts);
+    }
     let first = match parts.headers.remove(EXPECT) {
         // The caller waits for a word before it sends, which it gets when the body is first asked for. A guest that
         // answers before it reads would otherwise wait for a body that never comes.
@@ -51,6 +56,16 @@ pub async fn prepare(
     };
     let body = Bounded { first, body, left: limit, wait: body_read, late: None };
     Ok(Request::from_parts(parts, body.boxed_unsync()))
+}
+
+/// Has the URI say that the request came over TLS, which over HTTP/1.1 it does not by itself.
+fn name_scheme(parts: &mut Parts) {
+    let host = parts.headers.get(HOST).map_or(&b"localhost"[..], HeaderValue::as_bytes);
+    let path = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    let uri = Uri::builder().scheme(Scheme::HTTPS).authority(host).path_and_query(path).build();
+    if let Ok(uri) = uri {
+        parts.uri = uri;
+    }
 }
 
 /// At most one, and of a form that a guest can be told. An empty one is what a URI without an authority calls for.

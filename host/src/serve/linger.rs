@@ -1,17 +1,20 @@
-//! A connection's stream: the caller hears the last answer also where it is still sending, and an answer that nobody
-//! takes is not held forever.
+//! A connection's stream: its first bytes can be looked at, the caller hears the last answer also where it is still
+//! sending, and an answer that nobody takes is not held forever.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 /// How long the host goes on reading what a caller sends after its last answer.
 const LINGER: Duration = Duration::from_secs(1);
+
+/// The most bytes that can be looked at before they are read: as many as tell HTTP/2 from all else.
+pub const AHEAD: usize = 24;
 
 /// Bytes that are read and forgotten in one go, before others have their turn.
 const LINGER_TURN: usize = 1 << 20;
@@ -20,6 +23,10 @@ const LINGER_TURN: usize = 1 << 20;
 /// takes back what it has sent, such as the answer that the body is too long.
 pub struct Lingering {
     stream: TcpStream,
+    /// What was looked at, and is still to be read from `read` up to `seen`.
+    ahead: [u8; AHEAD],
+    read: usize,
+    seen: usize,
     /// How long a caller may take nothing of what is written.
     stall: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
@@ -29,7 +36,23 @@ pub struct Lingering {
 
 impl Lingering {
     pub fn new(stream: TcpStream, stall: Duration) -> Lingering {
-        Lingering { stream, stall, stalled: None, is_stalled: false, late: None }
+        let (ahead, read, seen) = ([0; AHEAD], 0, 0);
+        Lingering { stream, ahead, read, seen, stall, stalled: None, is_stalled: false, late: None }
+    }
+
+    /// Looks at the first bytes until there are `enough`, or [`AHEAD`] of them, or no more come. To be called before
+    /// anything is read; what was looked at is read all the same.
+    ///
+    /// # Errors
+    /// Where the connection has none.
+    pub async fn look_ahead(&mut self, enough: impl Fn(&[u8]) -> bool) -> io::Result<&[u8]> {
+        while self.seen < AHEAD && !enough(&self.ahead[..self.seen]) {
+            match self.stream.read(&mut self.ahead[self.seen..]).await? {
+                0 => break,
+                length => self.seen += length,
+            }
+        }
+        Ok(&self.ahead[..self.seen])
     }
 
     /// Fails where the stream has taken nothing for too long.
@@ -55,6 +78,15 @@ impl AsyncRead for Lingering {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.read < self.seen {
+            let length = buffer.remaining().min(self.seen - self.read);
+            buffer.put_slice(&self.ahead[self.read..self.read + length]);
+            self.read += length;
+            // Together with what has come since: hyper makes more room and parses again for every part that it gets.
+            // Should this fail, the next read finds the end.
+            let _ = Pin::new(&mut self.stream).poll_read(context, buffer);
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
@@ -112,7 +144,7 @@ impl AsyncWrite for Lingering {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::AsyncWriteExt;
     use tokio::net::TcpListener;
 
     use super::*;
@@ -122,6 +154,30 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let caller = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         (Lingering::new(listener.accept().await.unwrap().0, stall), caller)
+    }
+
+    #[tokio::test]
+    async fn what_was_looked_at_is_read_all_the_same() {
+        let (mut host, mut caller) = pair(Duration::from_secs(60)).await;
+        caller.write_all(b"GET").await.unwrap();
+        assert_eq!(host.look_ahead(|seen| seen.len() >= 2).await.unwrap(), b"GET");
+        caller.write_all(b" / HTTP/1.1 and so on, further than ahead").await.unwrap();
+        assert_eq!(host.look_ahead(|_| false).await.unwrap(), b"GET / HTTP/1.1 and so on");
+        assert_eq!(host.look_ahead(|_| false).await.unwrap().len(), AHEAD, "there is no room for more");
+        caller.shutdown().await.unwrap();
+        let mut first = [0; 4];
+        host.read_exact(&mut first).await.unwrap();
+        let mut rest = String::new();
+        host.read_to_string(&mut rest).await.unwrap();
+        assert_eq!((&first, rest.as_str()), (b"GET ", "/ HTTP/1.1 and so on, further than ahead"));
+    }
+
+    #[tokio::test]
+    async fn what_ends_early_is_not_waited_for() {
+        let (mut host, mut caller) = pair(Duration::from_secs(60)).await;
+        caller.write_all(b"PRI").await.unwrap();
+        caller.shutdown().await.unwrap();
+        assert_eq!(host.look_ahead(|_| false).await.unwrap(), b"PRI");
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@ use bytes::{BufMut, BytesMut};
 use http::header::{HOST, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 
+use super::connection::OverTls;
 use crate::function::Matched;
 
 const FULL_URL: HeaderName = HeaderName::from_static("spin-full-url");
@@ -58,8 +59,9 @@ pub fn set(parts: &mut Parts, matched: &Matched<'_>, client: SocketAddr) {
 fn full_url(parts: &Parts) -> Option<HeaderValue> {
     let host = parts.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost");
     let path = parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
-    let mut url = BytesMut::with_capacity("http://".len() + host.len() + path.len());
-    for part in ["http://", host, path] {
+    let scheme = if parts.extensions.get::<OverTls>().is_some() { "https://" } else { "http://" };
+    let mut url = BytesMut::with_capacity(scheme.len() + host.len() + path.len());
+    for part in [scheme, host, path] {
         url.put_slice(part.as_bytes());
     }
     HeaderValue::from_maybe_shared(url.freeze()).ok()

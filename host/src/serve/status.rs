@@ -29,6 +29,14 @@ pub enum AnswerError {
     InvalidInput(String),
     #[error("the body is longer than the {0} bytes that this function takes (`limits.request_body_mib`)")]
     TooLarge(usize),
+    #[error(
+        "the message is longer than the {0} bytes that the host takes (`limits.request_body_mib` in host.toml)"
+    )]
+    LongMessage(usize),
+    #[error("gRPC needs HTTP/2: speak it from the start, or over TLS")]
+    NeedsHttp2,
+    #[error("there is no service `{0}`")]
+    ServiceNotFound(String),
     #[error("the body did not arrive within {0} ms")]
     SlowBody(u64),
     #[error("the host has no room for this request now; try again")]
@@ -100,7 +108,9 @@ impl AnswerError {
             AnswerError::Unsupported(_) => (501, "unsupported"),
             AnswerError::MethodNotAllowed { .. } => (405, "method-not-allowed"),
             AnswerError::InvalidInput(_) => (400, "invalid-input"),
-            AnswerError::TooLarge(_) => (413, "too-large"),
+            AnswerError::TooLarge(_) | AnswerError::LongMessage(_) => (413, "too-large"),
+            AnswerError::NeedsHttp2 => (505, "needs-http2"),
+            AnswerError::ServiceNotFound(_) => (404, "service-not-found"),
             AnswerError::SlowBody(_) => (408, "slow-body"),
             AnswerError::Overloaded => (503, "overloaded"),
             AnswerError::Draining => (503, "draining"),
@@ -127,6 +137,9 @@ impl AnswerError {
             | AnswerError::MethodNotAllowed { .. }
             | AnswerError::InvalidInput(_)
             | AnswerError::TooLarge(_)
+            | AnswerError::LongMessage(_)
+            | AnswerError::NeedsHttp2
+            | AnswerError::ServiceNotFound(_)
             | AnswerError::SlowBody(_)
             | AnswerError::Overloaded
             | AnswerError::Draining => false,

@@ -77,6 +77,14 @@ fn model(t: &mut Table<'_>, line: usize, dir: &Path) -> Option<Model> {
     let concurrency = t.number("concurrency", bounds::CONCURRENCY, "");
     let batching = t.table("batching", batching).flatten();
     let queue_length = t.number("queue_length", bounds::QUEUE, "");
+    if let (Some(batching), Some(length)) = (&batching, queue_length)
+        && length < batching.max_size
+    {
+        t.refuse(&format!(
+            "`queue_length` is {length}, but a batch has up to {} rows: calls that cannot wait cannot be joined",
+            batching.max_size
+        ));
+    }
     let path = path?;
     let encoding = match encoding {
         Some(encoding) => encoding,

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -22,7 +22,8 @@ pub(super) struct Entry {
     pub(super) deadline: Instant,
     pub(super) ticket: Arc<Ticket>,
     pub(super) answer: oneshot::Sender<Result<Ran, InferError>>,
-    pub(super) hold: Hold,
+    /// Keeps the graph in memory.
+    pub(super) _hold: Hold,
 }
 
 /// The order of an owner's calls: by level, then by arrival.
@@ -116,27 +117,16 @@ impl Queue {
         Some(removed)
     }
 
-    /// The calls of the next run, in their order; at least one. Those past their deadlines are dropped, which
-    /// tells their callers.
+    /// The calls of the next run, in their order; at least one.
     pub(super) fn take(&mut self, policy: &Policy) -> Option<Vec<Entry>> {
-        let mut index = 0;
-        while index < self.owners.len() {
-            let taken = self.owners[index].take(policy);
-            let is_empty = self.owners[index].groups.is_empty();
-            if taken.is_none() && !is_empty {
-                index += 1;
-                continue;
-            }
-            // Whoever had a turn goes behind all others.
-            let owner = self.owners.remove(index)?;
-            if !is_empty {
-                self.owners.push_back(owner);
-            }
-            if taken.is_some() {
-                return taken;
-            }
+        let mut owners = self.owners.iter_mut().enumerate();
+        let (index, taken) = owners.find_map(|(index, owner)| Some((index, owner.take(policy)?)))?;
+        // Whoever had a turn goes behind all others.
+        let owner = self.owners.remove(index)?;
+        if !owner.groups.is_empty() {
+            self.owners.push_back(owner);
         }
-        None
+        Some(taken)
     }
 
     /// When the first of the calls that wait for others has waited long enough.
@@ -151,17 +141,13 @@ impl Owner {
     }
 
     fn take(&mut self, policy: &Policy) -> Option<Vec<Entry>> {
-        loop {
-            let ready = self.groups.iter().enumerate().filter(|(_, group)| group.is_ready(policy));
-            let (index, _) = ready.min_by_key(|(_, group)| group.calls.front().map(Entry::rank))?;
-            let taken = self.groups[index].take(policy);
-            if self.groups[index].calls.is_empty() {
-                self.groups.swap_remove(index);
-            }
-            if !taken.is_empty() {
-                return Some(taken);
-            }
+        let ready = self.groups.iter().enumerate().filter(|(_, group)| group.is_ready(policy));
+        let (index, _) = ready.min_by_key(|(_, group)| group.calls.front().map(Entry::rank))?;
+        let taken = self.groups[index].take(policy);
+        if self.groups[index].calls.is_empty() {
+            self.groups.swap_remove(index);
         }
+        Some(taken)
     }
 }
 
@@ -194,16 +180,11 @@ impl Group {
 
     fn due(&self) -> Option<Instant> {
         let delay = self.batching?.max_delay;
-        self.calls.iter().filter_map(|call| call.arrived.checked_add(delay)).min()
+        self.calls.iter().filter_map(|call| call.due(delay)).min()
     }
 
-    /// Takes the first calls; as many as fit into one batch. None where all are past their deadlines.
+    /// Takes the first calls, as many as fit into one batch.
     fn take(&mut self, policy: &Policy) -> Vec<Entry> {
-        let before = self.calls.len();
-        self.calls.retain(|call| call.deadline > policy.now);
-        if self.calls.len() < before {
-            self.rows = self.calls.iter().map(Entry::count).sum();
-        }
         let count = match self.batching.filter(|_| policy.joins) {
             Some(batching) => policy.fitting(batching, self.calls.iter().map(Entry::count)),
             None => 1,
@@ -243,6 +224,12 @@ impl Entry {
     /// The rows that it counts for.
     pub(super) fn count(&self) -> usize {
         self.rows.unwrap_or(1)
+    }
+
+    /// When it has waited long enough for others: after half of the time that it has, if that is sooner.
+    fn due(&self, delay: Duration) -> Option<Instant> {
+        let left = self.deadline.saturating_duration_since(self.arrived);
+        self.arrived.checked_add(delay.min(left / 2))
     }
 
     fn rank(&self) -> Rank {

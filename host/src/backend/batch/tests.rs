@@ -289,6 +289,24 @@ async fn nobody_waits_longer_than_the_delay_for_others() {
 }
 
 #[tokio::test]
+async fn nobody_misses_its_deadline_because_of_the_delay() {
+    let mut stage = Stage::new(2, echo).await;
+    let batching = lane("a", Some((8, LONG)));
+    let first = stage.call(&batching, &[0]).await;
+    assert_eq!(stage.began().await, [0]);
+    let second = Duration::from_secs(1);
+    let hurried = stage.call_with(&batching, tensor(&[1], &[1]), Priority::default(), second).await;
+    assert_eq!(entered(&stage.scheduler), (1, 1));
+    assert_eq!(stage.began().await, [1]);
+    for _ in 0..2 {
+        stage.go_on.send(()).unwrap();
+    }
+    for call in [first, hurried] {
+        answered(call).await;
+    }
+}
+
+#[tokio::test]
 async fn only_what_fits_is_joined() {
     let mut stage = Stage::new(1, echo).await;
     let batching = lane("a", Some((4, LONG)));
@@ -591,7 +609,7 @@ async fn rows_are_tried_out_before_the_first_calls_are_joined() {
                 answers.push(stage.call_with(&batching, input.clone(), Priority::default(), LONG).await);
             }
             for answer in answers {
-                assert_eq!(answered(answer).await.outputs, [input.clone()]);
+                assert_eq!(answered(answer).await.outputs, std::slice::from_ref(&input));
             }
             stage.is_quiet_but_for(&mut runs).await;
         }

@@ -154,8 +154,7 @@ impl Elements<'_, '_> {
             return Ok(());
         }
         if self.datatype != Datatype::Bytes {
-            let text = serde_json::Value::from(text.read()?).to_string();
-            return Err(self.wrong(&text));
+            return Err(self.wrong(&format!("\"{}\"", text.start())));
         }
         self.reserve(4 + text.longest())?;
         let start = self.bytes.len();

@@ -108,84 +108,86 @@ impl<'a> Scan<'a> {
     /// Takes the number at the place, which begins with a digit or a minus.
     #[inline(always)]
     pub(super) fn number(&mut self) -> Result<Number<'a>, Refused> {
-        let start = self.at;
-        let is_negative = self.text[start] == b'-';
-        self.at += usize::from(is_negative);
-        let whole = self.at;
+        let all: &'a [u8] = &self.text[self.at..];
+        let is_negative = all[0] == b'-';
+        let unsigned = &all[usize::from(is_negative)..];
         let mut digits = 0;
-        match self.digits(&mut digits) {
-            0 => return Err(self.no_value()),
+        let mut rest = take_digits(unsigned, &mut digits);
+        match unsigned.len() - rest.len() {
+            0 => return Err(self.past(all, rest).no_value()),
             1 => {}
-            _ if self.text[whole] == b'0' => {
-                self.at = whole + 1;
-                return Err(self.wrong("a number goes on after a leading 0"));
+            _ if unsigned[0] == b'0' => {
+                return Err(self.past(all, &unsigned[1..]).wrong("a number goes on after a leading 0"));
             }
             _ => {}
         }
         let (mut scale, mut is_whole) = (0, true);
-        if self.text.get(self.at) == Some(&b'.') {
-            self.at += 1;
+        if let [b'.', fraction @ ..] = rest {
             is_whole = false;
             // Fractions are often long.
-            let count = self.eights(&mut digits) + self.digits(&mut digits);
+            rest = take_digits(take_eights(fraction, &mut digits), &mut digits);
+            let count = fraction.len() - rest.len();
             if count == 0 {
-                return Err(self.wrong("expected a digit"));
+                return Err(self.past(all, rest).wrong("expected a digit"));
             }
             scale = -i32::try_from(count).unwrap_or(i32::MAX);
         }
-        let many = self.at - whole;
-        if let Some(b'e' | b'E') = self.text.get(self.at) {
+        let many = unsigned.len() - rest.len();
+        let is_held = many <= DIGITS || significant(&unsigned[..many]) <= DIGITS;
+        if let [b'e' | b'E', exponent @ ..] = rest {
             is_whole = false;
-            scale = scale.saturating_add(self.exponent()?);
+            let (value, after) = take_exponent(exponent);
+            rest = after;
+            let Some(value) = value else { return Err(self.past(all, rest).wrong("expected a digit")) };
+            scale = scale.saturating_add(value);
         }
-        let text = &self.text[start..self.at];
-        let is_held = many <= DIGITS || significant(&self.text[whole..self.at]) <= DIGITS;
-        Ok(Number { text, digits, scale, is_negative, is_whole, is_held })
+        let length = all.len() - rest.len();
+        self.at += length;
+        Ok(Number { text: &all[..length], digits, scale, is_negative, is_whole, is_held })
     }
 
-    /// Takes digits, adds them to `value`, and says how many there were. What overflows is not used: there are too many
-    /// digits then.
-    #[inline(always)]
-    fn digits(&mut self, value: &mut i64) -> usize {
-        let ahead = self.text.get(self.at..).unwrap_or_default();
-        let mut count = 0;
-        while let Some(digit) =
-            ahead.get(count).map(|byte| byte.wrapping_sub(b'0')).filter(|digit| *digit <= 9)
-        {
-            *value = value.wrapping_mul(10).wrapping_add(i64::from(digit));
-            count += 1;
-        }
-        self.at += count;
-        count
+    /// The place where `rest` begins, which is the end of `all`.
+    #[cold]
+    fn past(&mut self, all: &[u8], rest: &[u8]) -> &Self {
+        self.at += all.len() - rest.len();
+        self
     }
+}
 
-    /// Takes eight digits at once, as often as there are so many.
-    #[inline(always)]
-    fn eights(&mut self, value: &mut i64) -> usize {
-        let start = self.at;
-        while let Some(eight) = self.text.get(self.at..).and_then(|ahead| eight_digits(*ahead.first_chunk()?))
-        {
-            *value = value.wrapping_mul(100_000_000).wrapping_add(eight);
-            self.at += 8;
-        }
-        self.at - start
+/// Adds the digits that a text begins with to `value`, and answers what follows them. What overflows is not used: there
+/// are too many digits then.
+#[inline(always)]
+fn take_digits<'a>(mut text: &'a [u8], value: &mut i64) -> &'a [u8] {
+    while let [byte @ b'0'..=b'9', rest @ ..] = text {
+        *value = value.wrapping_mul(10).wrapping_add(i64::from(byte - b'0'));
+        text = rest;
     }
+    text
+}
 
-    fn exponent(&mut self) -> Result<i32, Refused> {
-        self.at += 1;
-        let is_negative = self.text.get(self.at) == Some(&b'-');
-        self.at += usize::from(matches!(self.text.get(self.at), Some(b'-' | b'+')));
-        let start = self.at;
-        let mut value = 0;
-        let count = self.digits(&mut value);
-        if count == 0 {
-            return Err(self.wrong("expected a digit"));
-        }
-        // Of what is longer only the size counts.
-        let is_small = significant(&self.text[start..self.at]) <= DIGITS;
-        let value = i32::try_from(value).ok().filter(|_| is_small).unwrap_or(i32::MAX);
-        Ok(if is_negative { -value } else { value })
+/// The same with eight digits at once, as often as there are so many.
+#[inline(always)]
+fn take_eights<'a>(mut text: &'a [u8], value: &mut i64) -> &'a [u8] {
+    while let Some((bytes, rest)) = text.split_first_chunk()
+        && let Some(eight) = eight_digits(*bytes)
+    {
+        *value = value.wrapping_mul(100_000_000).wrapping_add(eight);
+        text = rest;
     }
+    text
+}
+
+/// What follows the letter of an exponent: its value, which is nothing where there are no digits, and the rest.
+fn take_exponent(text: &[u8]) -> (Option<i32>, &[u8]) {
+    let is_negative = text.first() == Some(&b'-');
+    let digits = text.strip_prefix(b"-").or_else(|| text.strip_prefix(b"+")).unwrap_or(text);
+    let mut value = 0;
+    let rest = take_digits(digits, &mut value);
+    let count = digits.len() - rest.len();
+    // Of what is longer only the size counts.
+    let is_small = significant(&digits[..count]) <= DIGITS;
+    let value = i32::try_from(value).ok().filter(|_| is_small).unwrap_or(i32::MAX);
+    ((count > 0).then_some(if is_negative { -value } else { value }), rest)
 }
 
 /// The number that eight digits say; nothing where one of the bytes is none.

@@ -207,7 +207,7 @@ fn input(scan: &mut Scan<'_>, room: &mut Room<'_>) -> Result<Input, Refused> {
                 entry.data = Field::Is(Elements::Later(place));
             }
         } else if key.is("name") {
-            entry.name.take("name", scan, string)?;
+            entry.name.take("name", scan, name)?;
         } else if key.is("shape") {
             entry.shape.take("shape", scan, shape)?;
         } else if key.is("datatype") {
@@ -235,7 +235,7 @@ impl Entry<'_> {
         };
         let datatype = Datatype::ALL.into_iter().find(|datatype| text.is(datatype.name()));
         let Some(datatype) = datatype else {
-            let text: String = text.read()?.chars().take(32).collect();
+            let text = text.start();
             return Err(wrong(&format!("there is no datatype `{text}`; FP32 and INT64 are two of them")));
         };
         let Field::Is(shape) = &self.shape else {
@@ -280,6 +280,18 @@ fn string<'a>(scan: &mut Scan<'a>, value: &Value<'a>) -> Result<Option<String>, 
     match value {
         Value::Text(text) => text.read().map(Some),
         _ => other(scan, value),
+    }
+}
+
+/// The name of an input or output.
+fn name<'a>(scan: &mut Scan<'a>, value: &Value<'a>) -> Result<Option<String>, Refused> {
+    /// No function has longer ones, however they are written.
+    const LONGEST: usize = 6 * 256;
+    match value {
+        Value::Text(text) if text.longest() > LONGEST => {
+            Err(wrong(&format!("the name `{}...` is longer than a name may be", text.start())))
+        }
+        _ => string(scan, value),
     }
 }
 
@@ -354,18 +366,18 @@ struct Form {
 }
 
 fn output(scan: &mut Scan<'_>) -> Result<Output, Refused> {
-    let (mut name, mut parameters) = (Field::Absent, Field::Absent);
+    let (mut named, mut parameters) = (Field::Absent, Field::Absent);
     let mut first = true;
     while let Some(key) = scan.key(&mut first)? {
         if key.is("name") {
-            name.take("name", scan, string)?;
+            named.take("name", scan, name)?;
         } else if key.is("parameters") {
             parameters.take("parameters", scan, form)?;
         } else {
             scan.skip()?;
         }
     }
-    let name = name.value().ok_or_else(|| wrong("an entry of `outputs` has no `name`"))?;
+    let name = named.value().ok_or_else(|| wrong("an entry of `outputs` has no `name`"))?;
     let wrong = |what: &str| wrong(&format!("output `{name}`: {what}"));
     if parameters.is_wrong() {
         return Err(wrong("`parameters` is not an object"));

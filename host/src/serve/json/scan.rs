@@ -159,7 +159,8 @@ impl<'a> Scan<'a> {
 
     fn enter(&mut self) -> Result<(), Refused> {
         if self.depth == DEPTH {
-            return Err(Refused::Input(format!("the body nests arrays and objects deeper than {DEPTH}")));
+            let what = format!("the body is not JSON that can be read: it nests deeper than {DEPTH} levels");
+            return Err(Refused::Input(what));
         }
         self.at += 1;
         self.depth += 1;

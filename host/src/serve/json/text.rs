@@ -27,6 +27,13 @@ impl Text<'_> {
         self.raw.len() <= TIMES * other.len() && self.read().is_ok_and(|text| text == other)
     }
 
+    /// Its beginning as it is written, for people.
+    pub(in crate::serve) fn start(&self) -> String {
+        const CHARS: usize = 32;
+        let bytes = &self.raw[..self.raw.len().min(4 * CHARS)];
+        String::from_utf8_lossy(bytes).chars().take(CHARS).collect()
+    }
+
     /// What it says.
     ///
     /// # Errors

@@ -34,7 +34,14 @@ pub struct Answers {
 /// One answer, and what is held until it is written.
 pub struct Answer {
     pub reply: Reply,
-    _outcome: Option<Outcome>,
+    outcome: Option<Outcome>,
+}
+
+impl Answer {
+    /// Whether no other answer comes after it.
+    pub fn is_last(&self) -> bool {
+        self.outcome.is_some()
+    }
 }
 
 impl Answers {
@@ -64,7 +71,7 @@ impl Answers {
             if reply.is_err() {
                 self.end();
             }
-            return Poll::Ready(Some(reply.map(|reply| Answer { reply, _outcome: None })));
+            return Poll::Ready(Some(reply.map(|reply| Answer { reply, outcome: None })));
         }
         // Nobody can send any more: the call is at its end.
         let Some(call) = &mut self.call else { return Poll::Ready(None) };
@@ -74,7 +81,7 @@ impl Answers {
         self.trace = trace;
         Poll::Ready(Some(answered.map(|mut outcome| {
             let reply = std::mem::take(&mut outcome.reply);
-            Answer { reply, _outcome: Some(outcome) }
+            Answer { reply, outcome: Some(outcome) }
         })))
     }
 

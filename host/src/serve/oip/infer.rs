@@ -1,6 +1,7 @@
 //! Calls of models: a request's body becomes tensors, the answer's tensors a body.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, VARY};
@@ -107,6 +108,7 @@ pub(super) async fn generate_stream(
             let problem = error.problem();
             // The head was counted as the answer that it was.
             server.functions.telemetry.error(&function.metrics, error.name());
+            function.statistics.failed(Duration::ZERO);
             tracing::warn!(function = function.name, error = problem.name, "a stream ended early: {error}");
             json!({ "error": problem.detail }).to_string().into_bytes()
         });

@@ -161,6 +161,12 @@ fn an_input_says_its_elements_once() {
     given(&[x("[1,2]", &binary(8))], "`s` is missing");
     given(&[x("[1,2]", &binary(8)).replace("FP32", "INT32")], "takes FP32, but INT32");
     given(&[x("[1,2]", &binary(8)).replace("\"x\"", "\"z\"")], "no input `z`");
+    let long = format!("\"{}\"", "z".repeat(1 << 20));
+    given(&[x("[1,2]", &binary(8)).replace("\"x\"", &long)], "zzz...` is longer than a name may be");
+    given(
+        &[x("[1,2]", &binary(8)).replace("\"FP32\"", &long)],
+        "no datatype `zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz`;",
+    );
     check(&[x("[0,2]", &binary(0))], &[], Err("has no elements: the shape [0, 2] has a zero"));
     check(&[x("[0,2]", r#""data":[]"#)], &[], Err("has no elements: the shape [0, 2] has a zero"));
     // What others understand of an input's parameters is no concern of ours.
@@ -201,6 +207,8 @@ fn outputs_are_wanted_in_a_form() {
     refused(r#","outputs":[{"name":"y","parameters":[]}]"#, "output `y`: `parameters` is not an object");
     refused(r#","outputs":[{"name":"y"},{"name":"y"}]"#, "output `y` is asked for twice");
     refused(r#","outputs":[{"name":"z"}]"#, "no output `z`; it has `y`, `t`");
+    let long = format!(r#","outputs":[{{"name":"{}"}}]"#, "z".repeat(1 << 20));
+    refused(&long, "zzz...` is longer than a name may be");
     refused(r#","outputs":[{}]"#, "an entry of `outputs` has no `name`");
     refused(r#","outputs":["y"]"#, "an entry of `outputs` is not an object");
     refused(r#","outputs":{}"#, "`outputs` is not an array");
