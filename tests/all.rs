@@ -7,6 +7,7 @@ mod raw;
 
 mod backends;
 mod batching;
+mod clients;
 mod connection;
 mod drain;
 mod examples;
@@ -18,3 +19,4 @@ mod request;
 mod residency;
 mod stock;
 mod tidy;
+mod tls;

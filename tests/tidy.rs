@@ -10,7 +10,18 @@ use crate::harness::repository;
 const MAY_USE: [(&str, &[&str]); 13] = [
     (
         "cli",
-        &["artifact", "backend", "config", "deploy", "function", "host", "instance", "serve", "telemetry"],
+        &[
+            "artifact",
+            "backend",
+            "config",
+            "deploy",
+            "function",
+            "host",
+            "instance",
+            "serve",
+            "telemetry",
+            "tensor",
+        ],
     ),
     (
         "host",

@@ -49,13 +49,13 @@ fn descriptors(files: &FileDescriptorSet, out: &Path) -> Result<String, Box<dyn 
         let path = out.join(file.name()).with_extension("bin");
         fs::write(&path, FileDescriptorProto { source_code_info: None, ..file.clone() }.encode_to_vec())?;
         let services = file.service.iter().map(|service| format!("{}.{}", file.package(), service.name()));
-        let services: Vec<_> = services.collect();
-        let symbols = symbols(file);
-        writeln!(
-            list,
-            "    File {{ name: {:?}, services: &{services:?}, symbols: &{symbols:?}, bytes: include_bytes!({path:?}) }},",
-            file.name()
-        )?;
+        let (name, services, symbols) = (file.name(), services.collect::<Vec<_>>(), symbols(file));
+        writeln!(list, "    File {{")?;
+        writeln!(list, "        name: {name:?},")?;
+        writeln!(list, "        services: &{services:?},")?;
+        writeln!(list, "        symbols: &{symbols:?},")?;
+        writeln!(list, "        bytes: include_bytes!({path:?}),")?;
+        writeln!(list, "    }},")?;
     }
     list.push_str("]\n");
     Ok(list)

@@ -34,6 +34,8 @@ pub struct Host {
     pub deployer: Arc<Deployer>,
     pub functions: Arc<Functions>,
     pub residency: Arc<Residency>,
+    /// What functions are called with: `http`, or `https` where TLS is spoken.
+    pub scheme: &'static str,
     /// Where functions are served.
     pub http: SocketAddr,
     /// Where functions are served as well, if anywhere.
@@ -111,6 +113,7 @@ impl Host {
             deployer: Arc::new(deployer),
             functions,
             residency,
+            scheme: if config.listen.tls.is_some() { "https" } else { "http" },
             http: addresses.0,
             grpc: addresses.1,
             admin: addresses.2,

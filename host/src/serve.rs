@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
@@ -129,31 +130,34 @@ impl Server {
     ) -> bool {
         let mut open = tokio::task::JoinSet::new();
         let closing = stop.clone();
+        let stopping = async { drop(stop.wait_for(|stop| *stop).await) };
+        let mut stopping = std::pin::pin!(stopping);
         loop {
-            let accepted = async {
-                let place =
-                    Arc::clone(&self.places).acquire_owned().await.expect("the semaphore is never closed");
-                (listener.accept().await, place)
+            let accepted = tokio::select! {
+                () = &mut stopping => break,
+                Some(_) = open.join_next(), if !open.is_empty() => continue,
+                accepted = listener.accept() => accepted,
             };
-            tokio::select! {
-                () = async { let _ = stop.wait_for(|stop| *stop).await; } => break,
-                Some(_) = open.join_next(), if !open.is_empty() => {}
-                (accepted, place) = accepted => match accepted {
-                    Ok((stream, client)) => {
-                        let server = Arc::clone(self);
-                        let closing = closing.clone();
-                        open.spawn(async move {
-                            server.connection(stream, client, closing).await;
-                            drop(place);
-                        });
-                    }
-                    Err(error) => {
-                        // Most often too many open files: others must close before another try makes sense.
-                        tracing::warn!(%error, "a connection could not be accepted");
-                        tokio::time::sleep(Duration::from_millis(50)).await;
-                    }
-                },
-            }
+            let (stream, client) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Most often too many open files: others must close before another try makes sense.
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            // Taken last: a listener that waits for callers leaves all places to the others.
+            let place = tokio::select! {
+                () = &mut stopping => break,
+                place = Arc::clone(&self.places).acquire_owned() => place,
+            };
+            let place = place.expect("the semaphore is never closed");
+            let (server, closing) = (Arc::clone(self), closing.clone());
+            open.spawn(async move {
+                server.connection(stream, client, closing).await;
+                drop(place);
+            });
         }
         self.draining.store(true, Ordering::Relaxed);
         drop(listener);
@@ -166,8 +170,7 @@ impl Server {
         client: SocketAddr,
         closing: watch::Receiver<bool>,
     ) {
-        let connections = self.functions.telemetry.connections.clone();
-        connections.inc();
+        let _counted = Counted::new(&self.functions.telemetry.connections);
         let server = Arc::clone(self);
         let answer = move |request| {
             let server = Arc::clone(&server);
@@ -176,7 +179,6 @@ impl Server {
         if let Err(error) = self.connections.serve(stream, answer, closing).await {
             tracing::debug!(%client, %error, "a connection ended early");
         }
-        connections.dec();
     }
 
     /// The walk of a request.
@@ -295,6 +297,22 @@ impl Server {
         if let Some((_, error)) = &trace.error {
             self.functions.telemetry.error(metrics, error);
         }
+    }
+}
+
+/// Counts a connection until it is dropped.
+struct Counted(Gauge);
+
+impl Counted {
+    fn new(gauge: &Gauge) -> Counted {
+        gauge.inc();
+        Counted(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

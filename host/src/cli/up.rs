@@ -146,6 +146,19 @@ async fn renew(
     Ok(app)
 }
 
+/// Where functions are served, as callers write it.
+fn base(host: &Host) -> String {
+    format!("{}://{}", host.scheme, host.http)
+}
+
+/// The program that calls, and what it must trust.
+fn call_to(host: &Host) -> String {
+    match &host.deployer.config.listen.tls {
+        Some(tls) => format!("curl --cacert {}", tls.certificate.display()),
+        None => "curl".to_owned(),
+    }
+}
+
 fn announce(host: &Host, app: &Manifest, progress: &Progress) {
     let snapshot = host.functions.snapshot();
     for route in snapshot.routes.iter() {
@@ -155,7 +168,7 @@ fn announce(host: &Host, app: &Manifest, progress: &Progress) {
             }
             Target::Static(answer) => format!("status {}", answer.status),
         };
-        progress.say("Route", format!("http://{}{} -> {what}", host.http, route.pattern));
+        progress.say("Route", format!("{}{} -> {what}", base(host), route.pattern));
     }
     for function in &snapshot.functions {
         for model in &function.revision.models {
@@ -165,17 +178,21 @@ fn announce(host: &Host, app: &Manifest, progress: &Progress) {
         }
     }
     for (name, function) in &snapshot.models {
-        progress.say("Infer", format!("http://{}/v2/models/{name}/infer -> {}", host.http, function.name));
+        progress.say("Infer", format!("{}/v2/models/{name}/infer -> {}", base(host), function.name));
     }
     if let Some(admin) = host.admin {
         progress.say("Operator", format!("http://{admin}/metrics, /ready, /functions"));
     }
-    progress.say("Serving", format!("http://{}", host.http));
-    let by_route = snapshot.routes.iter().find_map(|route| example(host.http, app, route));
+    if let Some(grpc) = host.grpc {
+        progress.say("Listening", format!("{}://{grpc} as well", host.scheme));
+    }
+    progress.say("Serving", base(host));
+    let by_route = snapshot.routes.iter().find_map(|route| example(&call_to(host), &base(host), app, route));
     let call = by_route.or_else(|| {
         let by_name = |function: &Arc<Function>| {
             let body = crate::serve::json::example(function.revision.description.as_ref()?)?;
-            Some(format!("curl --json '{body}' http://{}/v2/models/{}/infer", host.http, function.model))
+            let (curl, base) = (call_to(host), base(host));
+            Some(format!("{curl} --json '{body}' {base}/v2/models/{}/infer", function.model))
         };
         snapshot.models.values().find_map(by_name)
     });
@@ -185,22 +202,22 @@ fn announce(host: &Host, app: &Manifest, progress: &Progress) {
 }
 
 /// A call that works: with a file of the app where the function takes files, else with zeros.
-fn example(http: SocketAddr, app: &Manifest, route: &Route) -> Option<String> {
+fn example(curl: &str, base: &str, app: &Manifest, route: &Route) -> Option<String> {
     let Target::Function(function) = &route.target else { return None };
     let path = route.pattern.strip_suffix("/...").unwrap_or(&route.pattern);
     if path.contains(':') {
         return None;
     }
-    let url = format!("http://{http}{path}");
-    let Some(description) = &function.revision.description else { return Some(format!("curl {url}")) };
+    let url = format!("{base}{path}");
+    let Some(description) = &function.revision.description else { return Some(format!("{curl} {url}")) };
     if description.accepts.is_empty() {
         let body = crate::serve::json::example(description)?;
-        return Some(format!("curl --json '{body}' {url}"));
+        return Some(format!("{curl} --json '{body}' {url}"));
     }
     let file = sample(app, function, &description.accepts)?;
     let media_type = description.accepts.iter().find(|accepted| accepted.as_str() == "application/json");
     let header = media_type.map(|media_type| format!("-H 'content-type: {media_type}' ")).unwrap_or_default();
-    Some(format!("curl {header}--data-binary @{} {url}", file.display()))
+    Some(format!("{curl} {header}--data-binary @{} {url}", file.display()))
 }
 
 /// A file beside the function's model, or one folder up, that looks like what the function accepts.

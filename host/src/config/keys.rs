@@ -79,7 +79,7 @@ fn tls(t: &mut Table<'_>, dir: &Path) -> Option<TlsFiles> {
         (Some(certificate), Some(key)) => Some(TlsFiles { certificate, key, client_ca }),
         (None, None) if client_ca.is_none() => None,
         _ => {
-            t.refuse("`listen.tls` takes both `certificate` and `key`");
+            t.refuse("`listen.tls` takes both `certificate` and `key`; give the paths of two PEM files, or of one that holds both");
             None
         }
     }

@@ -27,7 +27,13 @@ pub enum Body {
     Whole(Option<Bytes>),
     Parts(VecDeque<Bytes>),
     Stream(UnsyncBoxBody<Bytes, BrokenBody>),
-    Guest { body: ResponseBody, left: usize, watch: Option<Watch> },
+    /// A long one, which holds room in the budget until its caller has taken it.
+    Held(Box<Body>, Share),
+    Guest {
+        body: ResponseBody,
+        left: usize,
+        watch: Option<Watch>,
+    },
 }
 
 /// Whose body it is, should it break off.
@@ -91,6 +97,7 @@ impl HttpBody for Body {
             Body::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Body::Parts(parts) => Poll::Ready(parts.pop_front().map(|bytes| Ok(Frame::data(bytes)))),
             Body::Stream(body) => Pin::new(body).poll_frame(context),
+            Body::Held(body, _) => Pin::new(body.as_mut()).poll_frame(context),
             Body::Guest { body, left, watch } => Pin::new(body).poll_frame(context).map(|frame| {
                 let frame = frame?.map_err(BrokenBody::Guest).and_then(|frame| {
                     let length = frame.data_ref().map_or(0, Bytes::len);
@@ -111,6 +118,7 @@ impl HttpBody for Body {
             Body::Whole(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
             Body::Parts(parts) => parts.is_empty(),
             Body::Stream(body) => body.is_end_stream(),
+            Body::Held(body, _) => body.is_end_stream(),
             Body::Guest { body, .. } => body.is_end_stream(),
         }
     }
@@ -120,6 +128,7 @@ impl HttpBody for Body {
             Body::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Body::Parts(parts) => SizeHint::with_exact(parts.iter().map(|part| part.len() as u64).sum()),
             Body::Stream(body) => body.size_hint(),
+            Body::Held(body, _) => body.size_hint(),
             Body::Guest { body, .. } => body.size_hint(),
         }
     }
@@ -141,6 +150,24 @@ pub fn parts(parts: Vec<Bytes>) -> Body {
         Ok([only]) => Body::Whole(Some(only)),
         Err(parts) => Body::Parts(parts.into()),
     }
+}
+
+/// Answers up to this many bytes are not counted: a caller gains little by not taking them.
+const SHORT: usize = 64 << 10;
+
+/// Has a long answer hold room in the budget, in place of what `share` had of it for the request.
+///
+/// # Errors
+/// Where there is no room.
+pub fn held(response: Response<Body>, mut share: Share) -> Result<Response<Body>, AnswerError> {
+    let length = response.body().size_hint().exact().unwrap_or_default();
+    let length = usize::try_from(length).unwrap_or(usize::MAX);
+    if length <= SHORT {
+        return Ok(response);
+    }
+    share.shrink(usize::MAX);
+    share.grow(length)?;
+    Ok(response.map(|body| Body::Held(Box::new(body), share)))
 }
 
 /// An error as problem details (RFC 9457).

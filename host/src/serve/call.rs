@@ -30,7 +30,14 @@ pub struct Outcome {
     pub reply: Reply,
     /// Until the answer is written, an instance's tensors are held.
     _permit: Option<Permit>,
-    _share: Share,
+    share: Share,
+}
+
+impl Outcome {
+    /// Room for the request, which can now be for the answer.
+    pub fn into_share(self) -> Share {
+        self.share
+    }
 }
 
 /// The parameter that says who goes first: 1 is the first. Triton's schedule policy names it so, and the next.
@@ -112,7 +119,7 @@ impl Server {
         {
             function.statistics.hit(started.elapsed());
             function.metrics.cache_hits.inc();
-            return Ok(Outcome { reply, _permit: None, _share: caller.share });
+            return Ok(Outcome { reply, _permit: None, share: caller.share });
         }
         let missed = started.elapsed();
         // What fails is counted where its caller is told.
@@ -124,7 +131,7 @@ impl Server {
             function.statistics.missed(missed + keeping.elapsed());
             function.metrics.cache_misses.inc();
         }
-        Ok(Outcome { reply, _permit: Some(permit), _share: caller.share })
+        Ok(Outcome { reply, _permit: Some(permit), share: caller.share })
     }
 
     async fn compute(

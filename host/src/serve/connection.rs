@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{HOST, HeaderValue};
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, Uri};
 use hyper::body::{Body, Incoming};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -238,7 +238,7 @@ impl Connections {
             .keep_alive_interval(PING_AFTER)
             .keep_alive_timeout(PING_WAIT);
         let service = service_fn(|mut request| {
-            name_host(&mut request);
+            name_as_http1(&mut request);
             let is_head = request.method() == Method::HEAD;
             // On the heap, for it is moved about before it runs.
             let answering = Box::pin(answer(request));
@@ -303,11 +303,12 @@ async fn closed(closing: &mut watch::Receiver<bool>) {
     let _ = closing.wait_for(|closing| *closing).await;
 }
 
-/// Names the host as HTTP/1.1 does, so that what is behind need not know which of the two it was (RFC 9113, section
-/// 8.3.1).
-fn name_host(request: &mut Request<Incoming>) {
-    let authority = request.uri().authority().map(|authority| HeaderValue::from_str(authority.as_str()));
-    if let Some(Ok(authority)) = authority {
+/// Names what is asked for as HTTP/1.1 does, so that what is behind need not know which of the two it was (RFC 9113,
+/// section 8.3.1). What the caller says of TLS is not the truth but its word.
+fn name_as_http1(request: &mut Request<Incoming>) {
+    let Some(path) = request.uri().path_and_query().cloned() else { return };
+    let uri = std::mem::replace(request.uri_mut(), Uri::from(path));
+    if let Some(Ok(authority)) = uri.authority().map(|authority| HeaderValue::from_str(authority.as_str())) {
         request.headers_mut().insert(HOST, authority);
     }
 }

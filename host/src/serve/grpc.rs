@@ -25,7 +25,6 @@ mod deadline;
 mod health;
 mod infer;
 mod infer_stream;
-mod inflate;
 mod message;
 mod model;
 mod proto;

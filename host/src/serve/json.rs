@@ -296,12 +296,18 @@ mod tests {
             let body = String::from_utf8(body).unwrap();
             assert!(body.contains(&format!(r#"{{"data":[{data}],"datatype":"{datatype}""#)), "{body}");
         }
+        // Some clients write every number with a fraction.
+        let whole = read(Datatype::Int64, "1.0,-2.5e3,0e9").unwrap();
+        assert_eq!(whole.data()[..], [1_i64, -2500, 0].map(i64::to_le_bytes).concat());
         for (datatype, data) in [
             (Datatype::Bool, "1"),
             (Datatype::Uint8, "-1"),
             (Datatype::Uint64, "18446744073709551616"),
             (Datatype::Int64, "9223372036854775808"),
-            (Datatype::Int64, "1.0"),
+            (Datatype::Int64, "1.5"),
+            (Datatype::Int64, "1e19"),
+            (Datatype::Uint8, "-1.0"),
+            (Datatype::Uint8, "25.6e1"),
             (Datatype::Fp32, "\"1\""),
             (Datatype::Fp32, "true"),
             (Datatype::Fp64, "null"),

@@ -104,7 +104,8 @@ pub async fn answer(
     let description = revision.description.as_ref().ok_or(AnswerError::Internal)?;
     let id = match (form, &description.answers) {
         (Form::Raw, Some(media_type)) => {
-            return raw_answer(&outcome.reply, media_type, revision.response_body_bytes);
+            let answer = raw_answer(&outcome.reply, media_type, revision.response_body_bytes)?;
+            return body::held(answer, outcome.into_share());
         }
         (Form::Raw, None) => None,
         (Form::Json { id }, _) => id,
@@ -113,10 +114,11 @@ pub async fn answer(
     let function = Arc::clone(function);
     let write = move || {
         let limit = function.revision.response_body_bytes;
-        let body = json::reply(&function.name, id.as_deref(), &outcome.reply, limit);
-        body.map_err(|TooLong| AnswerError::ReplyTooLarge(limit))
+        let written = json::reply(&function.name, id.as_deref(), &outcome.reply, limit);
+        let written = written.map_err(|TooLong| AnswerError::ReplyTooLarge(limit))?;
+        body::held(body::text(body::JSON, written), outcome.into_share())
     };
-    Ok(body::text("application/json", aside(bytes, write).await?))
+    aside(bytes, write).await
 }
 
 /// The media type without its parameters, lower-case; empty where the caller names none.

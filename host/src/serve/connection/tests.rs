@@ -73,6 +73,7 @@ async fn start(limits: ConnectionLimits) -> Host {
 type Answer = Response<UnsyncBoxBody<Bytes, hyper::Error>>;
 
 async fn answer(request: Request<Incoming>, mut running: Running) -> Result<Answer, Infallible> {
+    assert!(request.uri().scheme().is_none() && request.uri().authority().is_none());
     let text = match request.uri().path() {
         "/host" => Bytes::copy_from_slice(request.headers()[HOST].as_bytes()),
         "/big" => big(),

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::super::body::Share;
-use super::super::json::in_order;
+use super::super::json::{Refused, in_order, known_output};
 use super::super::status::AnswerError;
 use super::contents;
 use super::wire::{Fields, Malformed, Value, varint};
@@ -22,7 +22,7 @@ pub(super) struct Call<'a> {
     /// Names, and values that are read when they are wanted.
     parameters: Vec<(&'a str, &'a [u8])>,
     inputs: Vec<Input<'a>>,
-    outputs: Vec<&'a str>,
+    outputs: Vec<Output<'a>>,
     raw: Vec<&'a [u8]>,
 }
 
@@ -32,6 +32,22 @@ struct Input<'a> {
     datatype: &'a str,
     shape: Vec<i64>,
     contents: Option<&'a [u8]>,
+}
+
+/// An output that is asked for.
+#[derive(Clone, Copy, Default)]
+struct Output<'a> {
+    name: &'a str,
+    /// How many of the best classes go in place of the tensor; 0 is for the tensor.
+    classes: usize,
+}
+
+/// An output that the caller takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub(super) name: String,
+    /// How many of the best classes go in place of the tensor; 0 is for the tensor.
+    pub(super) classes: usize,
 }
 
 fn wrong(reason: impl Into<String>) -> AnswerError {
@@ -51,7 +67,7 @@ impl<'a> Call<'a> {
     /// Where the message is not a request, or names more than a request may, or asks for what the host does not offer.
     pub(super) fn read(message: &'a [u8]) -> Result<Call<'a>, AnswerError> {
         let mut call = Call::default();
-        for field in Fields::of(message) {
+        for field in Fields::few(message) {
             let (number, value) = field?;
             match number {
                 1 => call.model = value.text("model_name")?,
@@ -65,7 +81,7 @@ impl<'a> Call<'a> {
                     }
                 }
                 5 => push(&mut call.inputs, Input::read(value.bytes("inputs")?)?, "inputs")?,
-                6 => push(&mut call.outputs, output(value.bytes("outputs")?)?, "outputs")?,
+                6 => push(&mut call.outputs, Output::read(value.bytes("outputs")?)?, "outputs")?,
                 7 => push(&mut call.raw, value.bytes("raw_input_contents")?, "raw_input_contents")?,
                 _ => {}
             }
@@ -100,25 +116,38 @@ impl<'a> Call<'a> {
     ) -> Result<Request, AnswerError> {
         let inputs =
             in_order(self.tensors(message, share)?, description).map_err(AnswerError::InvalidInput)?;
-        let known = &description.signature.outputs;
-        for (index, name) in self.outputs.iter().enumerate() {
-            if !known.iter().any(|port| port.name == *name) {
-                let names: Vec<_> = known.iter().map(|port| format!("`{}`", port.name)).collect();
-                let names = names.join(", ");
-                return Err(wrong(format!("the function has no output `{name}`; it has {names}")));
-            }
-            if self.outputs[..index].contains(name) {
-                return Err(wrong(format!("output `{name}` is asked for twice")));
-            }
-        }
-        let parameter = |(name, value): &(&str, &[u8])| match parameter(value)? {
-            Some(value) => Ok(((*name).to_owned(), value)),
-            None => Err(wrong(format!("parameter `{name}` has no value"))),
+        let parameter = |(name, value): &(&str, &[u8])| {
+            share.grow(name.len() + value.len())?;
+            let value = parameter(value)?.ok_or_else(|| wrong(format!("parameter `{name}` has no value")))?;
+            Ok(((*name).to_owned(), value))
         };
         let asked = self.parameters.iter().filter(|(name, _)| *name != EMPTY_FINAL);
         let parameters = asked.map(parameter).collect::<Result<_, AnswerError>>()?;
-        let outputs = self.outputs.iter().map(|name| (*name).to_owned()).collect();
+        let outputs = self.wanted(description)?.into_iter().map(|wanted| wanted.name).collect();
         Ok(Request { inputs, parameters, outputs, ..Request::default() })
+    }
+
+    /// The outputs that the caller takes, in its order; none for all.
+    ///
+    /// # Errors
+    /// Where the function has no such output, or it has no classes.
+    pub(super) fn wanted(&self, description: &Description) -> Result<Vec<Wanted>, AnswerError> {
+        let mut outputs: Vec<Wanted> = Vec::with_capacity(self.outputs.len());
+        for Output { name, classes } in &self.outputs {
+            let port = known_output(name, description).map_err(|refused| match refused {
+                Refused::Input(reason) => wrong(reason),
+                Refused::NoRoom => AnswerError::Overloaded,
+            })?;
+            if outputs.iter().any(|earlier| earlier.name == *name) {
+                return Err(wrong(format!("output `{name}` is asked for twice")));
+            }
+            if *classes > 0 && matches!(port.datatype, Datatype::Bool | Datatype::Bytes) {
+                let datatype = port.datatype;
+                return Err(wrong(format!("output `{name}` is {datatype}, which has no best classes")));
+            }
+            outputs.push(Wanted { name: (*name).to_owned(), classes: *classes });
+        }
+        Ok(outputs)
     }
 
     fn tensors(&self, message: &Bytes, share: &mut Share) -> Result<Vec<(String, Tensor)>, AnswerError> {
@@ -156,7 +185,7 @@ const EMPTY_FINAL: &str = "triton_enable_empty_final_response";
 impl<'a> Input<'a> {
     fn read(message: &'a [u8]) -> Result<Input<'a>, AnswerError> {
         let mut input = Input::default();
-        for field in Fields::of(message) {
+        for field in Fields::few(message) {
             let (number, value) = field?;
             match number {
                 1 => input.name = value.text("inputs.name")?,
@@ -224,30 +253,45 @@ fn dims(value: Value<'_>, shape: &mut Vec<i64>) -> Result<(), AnswerError> {
     }
 }
 
-/// The name of an output that is asked for.
-fn output(message: &[u8]) -> Result<&str, AnswerError> {
-    let mut name = "";
-    for field in Fields::of(message) {
-        match field? {
-            (1, value) => name = value.text("outputs.name")?,
-            (2, value) => offered(entry_name(value.bytes("outputs.parameters")?)?)?,
-            _ => {}
+impl<'a> Output<'a> {
+    fn read(message: &'a [u8]) -> Result<Output<'a>, AnswerError> {
+        let mut output = Output::default();
+        for field in Fields::few(message) {
+            match field? {
+                (1, value) => output.name = value.text("outputs.name")?,
+                (2, value) => {
+                    let (name, value) = entry(value.bytes("outputs.parameters")?)?;
+                    offered(name)?;
+                    if name == CLASSES {
+                        output.classes = classes(value)?;
+                    }
+                }
+                _ => {}
+            }
         }
+        Ok(output)
     }
-    Ok(name)
 }
 
-/// Refuses parameters of tensors that change where their data is, or what it means.
+/// How many of the best classes an output is to have in place of its numbers.
+const CLASSES: &str = "classification";
+
+fn classes(value: &[u8]) -> Result<usize, AnswerError> {
+    let number = match parameter(value)? {
+        Some(Parameter::Int64(number)) => usize::try_from(number).ok(),
+        Some(Parameter::Uint64(number)) => usize::try_from(number).ok(),
+        _ => None,
+    };
+    number.ok_or_else(|| wrong("the parameter `classification` is not a number of classes"))
+}
+
+/// Refuses parameters of tensors that change where their data is.
 fn offered(parameter: &str) -> Result<(), AnswerError> {
     match parameter {
-        "shared_memory_region" | "shared_memory_offset" | "shared_memory_byte_size" => {
-            Err(AnswerError::Unsupported(format!(
-                "shared memory is not offered here, which the parameter `{parameter}` asks for; send tensors in the message"
-            )))
-        }
-        "classification" => Err(AnswerError::Unsupported(
-            "the parameter `classification` is not taken over gRPC; ask for the output itself".to_owned(),
-        )),
+        "shared_memory_region" | "shared_memory_offset" | "shared_memory_byte_size" => Err(wrong(format!(
+            "shared memory is not supported, which the parameter `{parameter}` asks for; \
+             tensors go in the messages"
+        ))),
         _ => Ok(()),
     }
 }
@@ -255,7 +299,7 @@ fn offered(parameter: &str) -> Result<(), AnswerError> {
 /// The name of a parameter.
 pub(super) fn entry_name(entry: &[u8]) -> Result<&str, Malformed> {
     let mut name = "";
-    for field in Fields::of(entry) {
+    for field in Fields::few(entry) {
         if let (1, value) = field? {
             name = value.text("parameters.key")?;
         }
@@ -266,7 +310,7 @@ pub(super) fn entry_name(entry: &[u8]) -> Result<&str, Malformed> {
 /// The name of a parameter, and its value as it stands in the message.
 fn entry(entry: &[u8]) -> Result<(&str, &[u8]), Malformed> {
     let (mut name, mut parameter) = ("", [].as_slice());
-    for field in Fields::of(entry) {
+    for field in Fields::few(entry) {
         match field? {
             (1, value) => name = value.text("parameters.key")?,
             (2, value) => parameter = value.bytes("parameters.value")?,
@@ -279,7 +323,7 @@ fn entry(entry: &[u8]) -> Result<(&str, &[u8]), Malformed> {
 /// The value of a parameter, where it has one.
 fn parameter(value: &[u8]) -> Result<Option<Parameter>, Malformed> {
     let mut parameter = None;
-    for field in Fields::of(value) {
+    for field in Fields::few(value) {
         parameter = Some(match field? {
             (1, value) => Parameter::Bool(value.varint("bool_param")? != 0),
             (2, value) => Parameter::Int64(value.varint("int64_param")? as i64),
@@ -304,7 +348,7 @@ pub(super) struct Names {
 impl Names {
     pub(super) fn of(message: &[u8]) -> Names {
         let mut names = Names::default();
-        for (number, value) in Fields::of(message).map_while(Result::ok) {
+        for (number, value) in Fields::few(message).map_while(Result::ok) {
             let name = match number {
                 1 => &mut names.model,
                 2 => &mut names.version,

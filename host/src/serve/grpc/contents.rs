@@ -53,7 +53,7 @@ pub(super) fn is_typed(datatype: Datatype) -> bool {
 
 /// Whether any element is given.
 pub(super) fn is_filled(contents: &[u8]) -> Result<bool, Malformed> {
-    for field in Fields::of(contents) {
+    for field in Fields::few(contents) {
         let (number, value) = field?;
         if has_some(number, value) {
             return Ok(true);
@@ -100,7 +100,7 @@ pub(super) fn tensor(
     }
     share.grow(found.bytes)?;
     let mut data = Vec::with_capacity(found.bytes);
-    for value in Fields::of(contents) {
+    for value in Fields::all(contents) {
         let (number, value) = value?;
         if number == field {
             fill(datatype, value, &mut data)?;
@@ -124,7 +124,7 @@ struct Found<'a> {
 
 fn survey<'a>(datatype: Datatype, field: u32, contents: &'a [u8]) -> Result<Found<'a>, AnswerError> {
     let mut found = Found { elements: 0, bytes: 0, only: None };
-    for value in Fields::of(contents) {
+    for value in Fields::all(contents) {
         let (number, value) = value?;
         if number != field {
             if has_some(number, value) {

@@ -13,13 +13,14 @@ use hyper::body::{Body as HttpBody, Frame, Incoming};
 
 use super::super::body::Share;
 use super::super::call::Caller;
+use super::super::json::TooLong;
 use super::super::status::AnswerError;
 use super::super::typed_function::aside;
 use super::super::{Server, Trace};
-use super::call::Call;
+use super::call::{Call, Wanted};
 use super::deadline::{deadline, exceeded};
 use super::message::{Message, Messages};
-use super::reply::{self, TooLong};
+use super::reply;
 use super::status::success;
 use crate::function::{Function, Snapshot};
 use crate::instance::Deadline;
@@ -37,7 +38,7 @@ pub(super) struct Asked {
 pub(super) struct Form {
     pub(super) function: Arc<Function>,
     pub(super) id: String,
-    wanted: Vec<String>,
+    wanted: Vec<Wanted>,
     is_raw: bool,
 }
 
@@ -122,7 +123,7 @@ fn asked(
 ) -> Result<Asked, AnswerError> {
     let description = function.revision.description.as_ref().ok_or(AnswerError::Internal)?;
     let request = call.request(message, description, &mut share)?;
-    let (id, wanted, is_raw) = (call.id.to_owned(), request.outputs.clone(), call.is_raw());
+    let (id, wanted, is_raw) = (call.id.to_owned(), call.wanted(description)?, call.is_raw());
     Ok(Asked { request, share, form: Form { function, id, wanted, is_raw } })
 }
 

@@ -5,12 +5,16 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use hyper::body::Body as HttpBody;
 
 use super::super::body::{Budget, Share};
+use super::super::oip::compression::{self, Coding, Unreadable};
 use super::super::status::AnswerError;
-use super::inflate::{self, Compression};
+use super::super::typed_function::aside;
+
+/// How the messages of a call are compressed.
+const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 
 /// What stands before a message: whether it is compressed, and its length in four bytes.
 pub(super) const HEAD: usize = 5;
@@ -28,36 +32,57 @@ pub(super) struct Message {
 /// A message as it came.
 pub(super) struct Received {
     message: Message,
-    compression: Option<Compression>,
+    coding: Option<Coding>,
     limit: usize,
 }
 
 impl Received {
-    /// The message, decompressed where it is compressed.
+    /// The message, inflated where it is compressed.
     ///
     /// # Errors
-    /// Where it is no compressed message, or longer than the limit, or the host has no room for it.
+    /// Where it is not compressed as it is said to be, or longer than the limit, or the host has no room for it.
     pub(super) async fn plain(self) -> Result<Message, AnswerError> {
-        match self.compression {
-            None => Ok(self.message),
-            Some(compression) => inflate::inflate(self.message, compression, self.limit).await,
+        if self.coding.is_none() {
+            return Ok(self.message);
         }
+        // However short it is, it may become as long as the limit.
+        aside(self.limit, move || self.inflated()).await
     }
 
-    /// As [`Received::plain`], where the limit is small.
-    pub(super) fn short(self) -> Result<Message, AnswerError> {
-        match self.compression {
-            None => Ok(self.message),
-            Some(compression) => inflate::inflate_short(self.message, compression, self.limit),
-        }
+    /// As [`Received::plain`], on this thread.
+    pub(super) fn inflated(self) -> Result<Message, AnswerError> {
+        let Received { message, coding, limit } = self;
+        let Some(coding) = coding else { return Ok(message) };
+        let Message { bytes, mut share } = message;
+        let inflated = compression::inflate(&bytes, coding, limit, &mut |more| share.grow(more).is_ok());
+        let inflated = inflated.map_err(|unreadable| match unreadable {
+            Unreadable::TooLong(limit) => AnswerError::LongMessage(limit),
+            Unreadable::NoRoom => AnswerError::Overloaded,
+            Unreadable::Coding(_) | Unreadable::Corrupt(..) => {
+                AnswerError::InvalidInput(unreadable.to_string())
+            }
+        })?;
+        share.shrink(bytes.len());
+        Ok(Message { bytes: inflated, share })
     }
+}
+
+/// How the messages of a call are compressed that say so.
+fn coding(headers: &HeaderMap) -> Result<Option<Coding>, AnswerError> {
+    let values = headers.get_all(ENCODING).iter().map(HeaderValue::as_bytes);
+    compression::of_request(values).map_err(|unreadable| match unreadable {
+        Unreadable::Coding(name) => AnswerError::Unsupported(format!(
+            "messages compressed as `{name}` are not taken; send them as they are, or in {}",
+            compression::TAKEN
+        )),
+        other => AnswerError::InvalidInput(other.to_string()),
+    })
 }
 
 /// Takes the messages out of a request's body, one after the other.
 pub(super) struct Messages<B> {
     body: B,
-    /// How messages are compressed that say so.
-    compression: Option<Compression>,
+    coding: Option<Coding>,
     limit: usize,
     /// What has come, and was not looked at yet.
     rest: Bytes,
@@ -83,9 +108,9 @@ where
     /// # Errors
     /// Where they are compressed in a way that the host does not know.
     pub(super) fn new(body: B, headers: &HeaderMap, limit: usize) -> Result<Messages<B>, AnswerError> {
-        let compression = Compression::of(headers)?;
+        let coding = coding(headers)?;
         let (rest, head) = (Bytes::new(), [0; HEAD]);
-        Ok(Messages { body, compression, limit, rest, head, head_len: 0, partial: None })
+        Ok(Messages { body, coding, limit, rest, head, head_len: 0, partial: None })
     }
 
     /// The next message; `None` where the caller has sent all of them. After an error there is nothing more to ask for.
@@ -157,8 +182,8 @@ where
         };
         let Some(bytes) = whole else { return Ok(None) };
         let Some(Partial { is_compressed, share, .. }) = self.partial.take() else { return Ok(None) };
-        let compression = self.compression.filter(|_| is_compressed);
-        Ok(Some(Received { message: Message { bytes, share }, compression, limit: self.limit }))
+        let coding = self.coding.filter(|_| is_compressed);
+        Ok(Some(Received { message: Message { bytes, share }, coding, limit: self.limit }))
     }
 
     fn begin(&self, budget: &Budget) -> Result<Partial, AnswerError> {
@@ -169,7 +194,7 @@ where
         }
         let is_compressed = match flag {
             0 => false,
-            1 if self.compression.is_some() => true,
+            1 if self.coding.is_some() => true,
             1 => {
                 let wrong = "a message is compressed, but the header `grpc-encoding` does not say how";
                 return Err(AnswerError::InvalidInput(wrong.to_owned()));
@@ -202,7 +227,6 @@ mod tests {
     use std::io::Write;
 
     use flate2::write::{GzEncoder, ZlibEncoder};
-    use http::HeaderValue;
     use hyper::body::Frame;
 
     use super::*;
@@ -228,7 +252,7 @@ mod tests {
     }
 
     fn encoded(encoding: &'static str) -> HeaderMap {
-        HeaderMap::from_iter([(inflate::ENCODING, HeaderValue::from_static(encoding))])
+        HeaderMap::from_iter([(ENCODING, HeaderValue::from_static(encoding))])
     }
 
     /// What is read of a body that comes in pieces of `size`, with a limit of 1000 bytes.
@@ -271,9 +295,9 @@ mod tests {
             (vec![0, 0, 0], "identity", "ended within a message"),
             (framed(2, b"seven"), "identity", "begins with 2"),
             (framed(1, b"seven"), "identity", "does not say how"),
-            (framed(1, b"seven"), "gzip", "not compressed as"),
-            (framed(1, &zip(b"seven")[..12]), "gzip", "not compressed as"),
-            (framed(1, &more), "gzip", "4 bytes follow"),
+            (framed(1, b"seven"), "gzip", "is not gzip"),
+            (framed(1, &zip(b"seven")[..12]), "gzip", "is not gzip"),
+            (framed(1, &more), "gzip", "bytes follow its end"),
             (framed(1, &zip(&[0; 1001])), "gzip", "longer than the 1000 bytes"),
             (vec![], "snappy", "`snappy`"),
         ] {

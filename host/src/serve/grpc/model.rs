@@ -149,7 +149,7 @@ impl<'a> Control<'a> {
     /// Where the message is not such a request, or asks for another repository.
     pub(super) fn read(message: &'a [u8]) -> Result<Control<'a>, AnswerError> {
         let mut control = Control { model: "", parameters: Vec::new() };
-        for field in Fields::of(message) {
+        for field in Fields::few(message) {
             match field? {
                 (1, value) => only_repository(value.text("repository_name")?)?,
                 (2, value) => control.model = value.text("model_name")?,

@@ -69,7 +69,7 @@ impl Source for Questions {
 }
 
 fn answer(received: Received) -> Result<Vec<Bytes>, AnswerError> {
-    let question: ServerReflectionRequest = decoded(&received.short()?)?;
+    let question: ServerReflectionRequest = decoded(&received.inflated()?)?;
     let message_response = Some(found(question.message_request.as_ref()));
     let valid_host = question.host.clone();
     let original_request = Some(question);

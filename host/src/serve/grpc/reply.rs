@@ -1,16 +1,17 @@
 //! Answers of models as messages, written from the tensors' bytes. What is large is not copied.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 
+use super::super::json::TooLong;
+use super::super::oip::message::classify;
+use super::call::Wanted;
 use super::contents;
 use super::message::HEAD;
 use super::wire::{field_len, key_len, put_bytes, put_double, put_head, put_number, put_varint, varint_len};
 use crate::instance::typed::{Parameter, Reply};
 use crate::tensor::Tensor;
-
-/// The answer is longer than it may be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct TooLong;
 
 /// A message in parts that are sent one after the other.
 #[derive(Debug, Default)]
@@ -50,7 +51,7 @@ pub(super) struct Form<'a> {
     pub(super) version: &'a str,
     pub(super) id: &'a str,
     /// The outputs that are wanted, in this order; empty for all.
-    pub(super) wanted: &'a [String],
+    pub(super) wanted: &'a [Wanted],
     /// Whether the caller takes bytes rather than typed contents.
     pub(super) is_raw: bool,
     /// On a stream of answers: whether it is the last one to its request.
@@ -116,15 +117,10 @@ impl<'a> Output<'a> {
 /// # Errors
 /// Where it is longer.
 pub(super) fn write(form: &Form<'_>, reply: &Reply, limit: usize) -> Result<Vec<Bytes>, TooLong> {
-    let given = || reply.outputs.iter();
-    let outputs: Vec<_> = match form.wanted {
-        [] => given().collect(),
-        wanted => wanted.iter().filter_map(|name| given().find(|(given, _)| given == name)).collect(),
-    };
+    let outputs = outputs(form.wanted, reply, limit)?;
     // One that has no typed contents makes the whole answer raw: a message is all of one kind.
     let is_raw = form.is_raw || outputs.iter().any(|(_, tensor)| !contents::is_typed(tensor.datatype()));
-    let outputs: Vec<_> =
-        outputs.into_iter().map(|(name, tensor)| Output::new(name, tensor, is_raw)).collect();
+    let outputs: Vec<_> = outputs.iter().map(|(name, tensor)| Output::new(name, tensor, is_raw)).collect();
     let last = form.is_last.map(|is_last| (LAST.to_owned(), Parameter::Bool(is_last)));
     let parameters = || reply.parameters.iter().chain(&last);
 
@@ -161,6 +157,26 @@ pub(super) fn write(form: &Form<'_>, reply: &Reply, limit: usize) -> Result<Vec<
         }
     }
     Ok(to.finish())
+}
+
+/// The outputs of an answer that its caller takes, as it takes them.
+fn outputs<'a>(
+    wanted: &[Wanted],
+    reply: &'a Reply,
+    limit: usize,
+) -> Result<Vec<(&'a str, Cow<'a, Tensor>)>, TooLong> {
+    let given = || reply.outputs.iter().map(|(name, tensor)| (name.as_str(), Cow::Borrowed(tensor)));
+    if wanted.is_empty() {
+        return Ok(given().collect());
+    }
+    let mut outputs = Vec::with_capacity(wanted.len());
+    for Wanted { name, classes } in wanted {
+        // What a function answers before its last answer need not have all of them.
+        let Some((name, tensor)) = given().find(|(given, _)| given == name) else { continue };
+        let tensor = if *classes > 0 { Cow::Owned(classify(&tensor, *classes, limit)?) } else { tensor };
+        outputs.push((name, tensor));
+    }
+    Ok(outputs)
 }
 
 // The kinds of parameters.

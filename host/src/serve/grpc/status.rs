@@ -157,7 +157,7 @@ mod tests {
             assert_eq!(message(text), expected);
         }
         let long = message(&"é".repeat(LONGEST));
-        assert!(long.len() <= LONGEST && long.len() % 6 == 0, "{}", long.len());
+        assert!(long.len() <= LONGEST && long.len().is_multiple_of(6), "{}", long.len());
     }
 
     #[test]

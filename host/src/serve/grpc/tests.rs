@@ -4,12 +4,13 @@ use bytes::Bytes;
 use prost::Message as _;
 
 use super::super::body::Budget;
+use super::super::json::TooLong;
 use super::super::status::AnswerError;
-use super::call::{Call, Names};
+use super::call::{Call, Names, Wanted};
 use super::proto::inference as pb;
 use super::proto::inference::infer_parameter::ParameterChoice;
 use super::proto::inference::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
-use super::reply::{self, Form, TooLong};
+use super::reply::{self, Form};
 use crate::backend::{Port, Signature};
 use crate::instance::typed::{Description, Parameter, Reply, Request};
 use crate::tensor::{Datatype, Tensor};
@@ -147,9 +148,10 @@ fn what_the_host_does_not_offer_is_refused_by_name() {
         check(&asked, Err(name));
     }
     let mut asked = good();
-    let parameters = [("classification".to_owned(), one())].into();
+    let flag = || pb::InferParameter { parameter_choice: Some(ParameterChoice::BoolParam(true)) };
+    let parameters = [("classification".to_owned(), flag())].into();
     asked.outputs.push(InferRequestedOutputTensor { name: "y".to_owned(), parameters });
-    check(&asked, Err("`classification`"));
+    check(&asked, Err("`classification` is not a number"));
     let mut asked = good();
     asked.inputs[0].parameters.insert("binary_data_size".to_owned(), one());
     check(&asked, Ok("x"));
@@ -426,7 +428,7 @@ fn answers_say_what_was_asked_for() {
             ("text".to_owned(), Parameter::Text("é".to_owned())),
         ],
     };
-    let wanted = ["z".to_owned(), "y".to_owned()];
+    let wanted = ["z", "y"].map(|name| Wanted { name: name.to_owned(), classes: 0 });
     let parts = reply::write(&Form { wanted: &wanted, ..form(false, None) }, &reply, 1 << 20).unwrap();
     let answer = pb::ModelInferResponse::decode(joined(parts).as_slice()).unwrap();
     assert_eq!(
@@ -452,6 +454,19 @@ fn answers_say_what_was_asked_for() {
     assert!(answer.outputs.iter().all(|output| output.contents.is_none()));
     assert_eq!(reply::write(&form(false, None), &reply, length - 1), Err(TooLong));
     assert!(reply::write(&form(false, None), &reply, length).is_ok());
+}
+
+#[test]
+fn classes_go_in_place_of_numbers() {
+    let data: Vec<u8> = [0.25f32, 0.5, 0.125].into_iter().flat_map(f32::to_le_bytes).collect();
+    let tensor = Tensor::new(Datatype::Fp32, vec![1, 3], data.into()).unwrap();
+    let reply = Reply { outputs: vec![("y".to_owned(), tensor)], ..Reply::default() };
+    let wanted = [Wanted { name: "y".to_owned(), classes: 2 }];
+    let parts = reply::write(&Form { wanted: &wanted, ..form(false, None) }, &reply, 1 << 20).unwrap();
+    let answer = pb::ModelInferResponse::decode(joined(parts).as_slice()).unwrap();
+    let output = &answer.outputs[0];
+    assert_eq!((output.datatype.as_str(), output.shape.as_slice()), ("BYTES", [1, 2].as_slice()));
+    assert_eq!(output.contents.as_ref().unwrap().bytes_contents, ["0.5:1", "0.25:0"]);
 }
 
 #[test]

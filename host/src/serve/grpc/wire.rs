@@ -25,6 +25,8 @@ pub(super) enum Malformed {
     Key,
     #[error("its groups nest too deep, or do not end")]
     Group,
+    #[error("it has too many fields")]
+    Many,
     #[error("its field `{0}` is of another type")]
     Type(&'static str),
     #[error("its field `{0}` is not UTF-8")]
@@ -62,11 +64,55 @@ impl<'a> Value<'a> {
 
 /// The fields of a message in the order in which they stand, each with its number. Groups, which are of an age before
 /// ours, are passed over.
-pub(super) struct Fields<'a>(&'a [u8]);
+pub(super) struct Fields<'a> {
+    rest: &'a [u8],
+    /// How many more there may be.
+    left: usize,
+}
+
+/// The most fields of a message that has no reason to have more.
+const FEW: usize = 2048;
 
 impl<'a> Fields<'a> {
-    pub(super) fn of(message: &'a [u8]) -> Fields<'a> {
-        Fields(message)
+    /// However many there are: it may take long to look at all of them.
+    pub(super) fn all(message: &'a [u8]) -> Fields<'a> {
+        Fields { rest: message, left: usize::MAX }
+    }
+
+    /// Not more than some.
+    pub(super) fn few(message: &'a [u8]) -> Fields<'a> {
+        Fields { rest: message, left: FEW }
+    }
+
+    fn field(&mut self) -> Result<Option<(u32, Value<'a>)>, Malformed> {
+        self.left = self.left.checked_sub(1).ok_or(Malformed::Many)?;
+        let (number, kind) = key(&mut self.rest)?;
+        if kind == GROUP {
+            return self.group(number).map(|()| None);
+        }
+        value(&mut self.rest, kind).map(|value| Some((number, value)))
+    }
+
+    fn group(&mut self, number: u32) -> Result<(), Malformed> {
+        let mut open = [0; DEEPEST];
+        open[0] = number;
+        let mut depth = 1;
+        while depth > 0 {
+            self.left = self.left.checked_sub(1).ok_or(Malformed::Many)?;
+            let (number, kind) = key(&mut self.rest).map_err(|_| Malformed::Group)?;
+            match kind {
+                GROUP => {
+                    *open.get_mut(depth).ok_or(Malformed::Group)? = number;
+                    depth += 1;
+                }
+                GROUP_END if open[depth - 1] == number => depth -= 1,
+                GROUP_END => return Err(Malformed::Group),
+                kind => {
+                    value(&mut self.rest, kind)?;
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -75,12 +121,12 @@ impl<'a> Iterator for Fields<'a> {
 
     #[inline]
     fn next(&mut self) -> Option<Self::Item> {
-        while !self.0.is_empty() {
-            match field(&mut self.0) {
+        while !self.rest.is_empty() {
+            match self.field() {
                 Ok(None) => {}
                 Ok(Some(field)) => return Some(Ok(field)),
                 Err(malformed) => {
-                    self.0 = &[];
+                    self.rest = &[];
                     return Some(Err(malformed));
                 }
             }
@@ -99,15 +145,6 @@ const FIXED32: u32 = 5;
 
 /// How deep groups may nest.
 const DEEPEST: usize = 32;
-
-#[inline]
-fn field<'a>(rest: &mut &'a [u8]) -> Result<Option<(u32, Value<'a>)>, Malformed> {
-    let (number, kind) = key(rest)?;
-    if kind == GROUP {
-        return group(rest, number).map(|()| None);
-    }
-    value(rest, kind).map(|value| Some((number, value)))
-}
 
 #[inline]
 fn key(rest: &mut &[u8]) -> Result<(u32, u32), Malformed> {
@@ -138,27 +175,6 @@ fn fixed<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], Malformed> {
     let (bytes, tail) = rest.split_first_chunk().ok_or(Malformed::Cut)?;
     *rest = tail;
     Ok(*bytes)
-}
-
-fn group(rest: &mut &[u8], number: u32) -> Result<(), Malformed> {
-    let mut open = [0; DEEPEST];
-    open[0] = number;
-    let mut depth = 1;
-    while depth > 0 {
-        let (number, kind) = key(rest).map_err(|_| Malformed::Group)?;
-        match kind {
-            GROUP => {
-                *open.get_mut(depth).ok_or(Malformed::Group)? = number;
-                depth += 1;
-            }
-            GROUP_END if open[depth - 1] == number => depth -= 1,
-            GROUP_END => return Err(Malformed::Group),
-            kind => {
-                value(rest, kind)?;
-            }
-        }
-    }
-    Ok(())
 }
 
 /// A number of 1 to 10 bytes, the lowest seven bits first.
@@ -235,7 +251,7 @@ mod tests {
     use super::*;
 
     fn check(message: &[u8], expected: Result<&[(u32, Value<'_>)], Malformed>) {
-        let actual: Result<Vec<_>, _> = Fields::of(message).collect();
+        let actual: Result<Vec<_>, _> = Fields::few(message).collect();
         assert_eq!(actual.as_deref().map_err(|malformed| *malformed), expected, "{message:?}");
     }
 
@@ -270,6 +286,9 @@ mod tests {
         check(&[0x0b, 0x14], Err(Malformed::Group));
         check(&[0x0b, 0x08, 1], Err(Malformed::Group));
         check(&[0x0b; 100_000], Err(Malformed::Group));
+        check(&[0x08, 1].repeat(5000), Err(Malformed::Many));
+        check(&[&[0x0b], [0x08, 1].repeat(5000).as_slice(), &[0x0c]].concat(), Err(Malformed::Many));
+        assert_eq!(Fields::all(&[0x08, 1].repeat(5000)).filter(Result::is_ok).count(), 5000);
     }
 
     #[test]

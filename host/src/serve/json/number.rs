@@ -37,11 +37,11 @@ impl<'a> Number<'a> {
         self.text().parse().ok()
     }
 
-    /// Nothing where it is written with a fraction or an exponent, or is too large.
+    /// Nothing where it is not a whole number, or is too large.
     #[inline]
     pub(in crate::serve) fn int(&self) -> Option<i64> {
         if !self.is_whole {
-            return None;
+            return self.whole().map(|digits| if self.is_negative { -digits } else { digits });
         }
         if !self.is_held {
             return self.parsed();
@@ -49,13 +49,33 @@ impl<'a> Number<'a> {
         Some(if self.is_negative { -self.digits } else { self.digits })
     }
 
-    /// Nothing where it is written with a sign, a fraction or an exponent, or is too large.
+    /// Nothing where it is written with a sign, is not a whole number, or is too large.
     #[inline]
     pub(in crate::serve) fn uint(&self) -> Option<u64> {
-        if !self.is_whole || self.is_negative {
+        if self.is_negative {
             return None;
         }
+        if !self.is_whole {
+            return self.whole().map(i64::cast_unsigned);
+        }
         if self.is_held { Some(self.digits.cast_unsigned()) } else { self.parsed() }
+    }
+
+    /// The value without its sign where it is whole, though it is written with a fraction or an exponent: some clients
+    /// know no other numbers.
+    #[cold]
+    fn whole(&self) -> Option<i64> {
+        if !self.is_held {
+            return None;
+        }
+        if self.digits == 0 {
+            return Some(0);
+        }
+        let (mut digits, mut scale) = (self.digits, self.scale);
+        while scale < 0 && digits % 10 == 0 {
+            (digits, scale) = (digits / 10, scale + 1);
+        }
+        digits.checked_mul(10_i64.checked_pow(u32::try_from(scale).ok()?)?)
     }
 
     /// The nearest FP64; nothing where that is infinite.

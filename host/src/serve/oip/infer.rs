@@ -64,7 +64,7 @@ pub(super) async fn infer(
         let (model, version) = (&function.model, &function.version);
         let encoded = message::encode(model, version, id.as_deref(), &outcome.reply, &wanted, limit);
         let encoded = encoded.map_err(|TooLong| AnswerError::ReplyTooLarge(limit))?;
-        Ok(respond(encoded, &headers))
+        body::held(respond(encoded, &headers), outcome.into_share())
     })
     .await
 }
@@ -80,11 +80,9 @@ pub(super) async fn generate(
     let function = Arc::clone(function);
     let bytes = outcome.reply.outputs.iter().map(|(_, tensor)| tensor.data().len()).sum();
     aside(bytes, move || {
-        let limit = function.revision.response_body_bytes;
         let body = write_plain(&function, id.as_deref(), &outcome.reply)?;
         let encoded = Encoded { body: vec![body.into()], header_length: None };
-        debug_assert!(encoded.length() <= limit);
-        Ok(respond(encoded, &headers))
+        body::held(respond(encoded, &headers), outcome.into_share())
     })
     .await
 }
