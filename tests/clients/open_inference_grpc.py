@@ -98,7 +98,7 @@ def typed_contents(args):
         ("UINT64", "uint64_contents", [0, 2**64 - 1]),
         ("FP32", "fp32_contents", [0.5, -2.0]),
         ("FP64", "fp64_contents", [0.1, -1e300]),
-        ("BYTES", "bytes_contents", [b"seven", b"", bytes(range(256))]),
+        ("BYTES", "bytes_contents", [b"seven", b"", "größe 7".encode(), b"a\0b"]),
     ]
     with Client(args) as server:
         for datatype, field, data in rows:

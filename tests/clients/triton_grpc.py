@@ -259,7 +259,7 @@ def standard_reflection(args):
         requests = [b"\x3a\x00", b"\x22" + bytes([len(name)]) + name]
         services, file = ask(iter(requests), timeout=10)
         holds(name in services, f"the services are {services}")
-        holds(b"ModelInferRequest" in file, f"the file is {file:.200}")
+        holds(b"ModelInferRequest" in file, f"the file is {file[:200]}")
 
 
 tell(__doc__)

@@ -43,6 +43,10 @@ type Ended = Result<(), CallError>;
 /// The head of a response, with the guest still at work on the body.
 type Head = Result<http::Response<ResponseBody>, CallError>;
 
+/// Stands among the extensions of a request that came over TLS, as its URI does not always say.
+#[derive(Clone, Copy, Debug)]
+pub struct IsHttps;
+
 impl Program {
     /// Calls an HTTP function in a fresh instance. `permit` is kept until the guest has ended, which is when the
     /// body has been read or dropped.
@@ -179,7 +183,7 @@ async fn run_p2(
     request: http::Request<RequestBody>,
     head: oneshot::Sender<Head>,
 ) -> wasmtime::Result<()> {
-    let is_https = request.uri().scheme() == Some(&http::uri::Scheme::HTTPS);
+    let is_https = request.extensions().get::<IsHttps>().is_some();
     let scheme = if is_https { Scheme::Https } else { Scheme::Http };
     let request = store.data_mut().http().new_incoming_request(scheme, request)?;
     let out = store.data_mut().http().new_response_outparam_from_callback(move |response| {

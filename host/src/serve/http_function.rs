@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{CONNECTION, EXPECT, HOST, HeaderName};
-use http::request::Parts;
-use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderValue, Request, Response, Uri};
+use http::uri::Authority;
+use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use tokio::time::Sleep;
@@ -20,7 +19,7 @@ use super::connection::OverTls;
 use super::status::AnswerError;
 use super::{Trace, access, deadline, spin_headers};
 use crate::function::{Function, Matched, Permit, Revision};
-use crate::instance::http::{HttpError, RequestBody};
+use crate::instance::http::{HttpError, IsHttps, RequestBody};
 
 /// The request as the guest gets it.
 ///
@@ -46,7 +45,7 @@ pub async fn prepare(
     parts.headers.entry(HOST).or_insert(HeaderValue::from_static("localhost"));
     parts.headers.insert(access::REQUEST_ID, head.request_id.header());
     if parts.extensions.get::<OverTls>().is_some() {
-        name_scheme(&mut parts);
+        parts.extensions.insert(IsHttps);
     }
     let first = match parts.headers.remove(EXPECT) {
         // The caller waits for a word before it sends, which it gets when the body is first asked for. A guest that
@@ -56,16 +55,6 @@ pub async fn prepare(
     };
     let body = Bounded { first, body, left: limit, wait: body_read, late: None };
     Ok(Request::from_parts(parts, body.boxed_unsync()))
-}
-
-/// Has the URI say that the request came over TLS, which over HTTP/1.1 it does not by itself.
-fn name_scheme(parts: &mut Parts) {
-    let host = parts.headers.get(HOST).map_or(&b"localhost"[..], HeaderValue::as_bytes);
-    let path = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
-    let uri = Uri::builder().scheme(Scheme::HTTPS).authority(host).path_and_query(path).build();
-    if let Ok(uri) = uri {
-        parts.uri = uri;
-    }
 }
 
 /// At most one, and of a form that a guest can be told. An empty one is what a URI without an authority calls for.

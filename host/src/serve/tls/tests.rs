@@ -52,7 +52,7 @@ fn what_is_not_in_order_is_refused_with_advice() {
     let no_key = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
     let locked = key.replace(" PRIVATE", " ENCRYPTED PRIVATE");
     let locked_of_old = key.replace("KEY-----\nMI", "KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: x\n\nMI");
-    let long = " ".repeat(1 << 20) + &certificate;
+    let long = format!("{}{certificate}", " ".repeat(1 << 20));
     let check = |certificate: &str, key: &str, expected: &str| {
         let files = files(&folder, certificate, key);
         let error = Tls::read(files).err().unwrap_or_else(|| panic!("taken, but: {expected}")).to_string();
@@ -82,14 +82,14 @@ fn what_is_not_in_order_is_refused_with_advice() {
     check(&certificate, no_key, "key.pem` holds a key that cannot be used: ");
     check(&certificate, &other_key, "cert.pem` does not belong to the key in `");
     check(
-        &(ca.clone() + &certificate),
+        &format!("{ca}{certificate}"),
         &key,
         "cert.pem` does not begin with the certificate of the key, which is number 2",
     );
     check(&old, &old_key, "cert.pem` holds a certificate that expired ");
     check(&early, &early_key, "cert.pem` holds a certificate that is valid only in ");
     check(&long, &key, "cert.pem` is longer than 1 MiB");
-    let both = certificate + &key + &ca;
+    let both = format!("{certificate}{key}{ca}");
     assert!(Tls::read(files(&folder, &both, &both)).is_ok(), "one file may hold everything");
 }
 
