@@ -361,7 +361,7 @@ fn what_is_probably_not_meant_is_a_warning() {
     let text = small("tool.tenom.limits.memory_mib = 1", "[component.spare]\nsource = \"s.wasm\"");
     let expected = [
         "line 8: `component.c.tool.tenom` is ignored; did you mean `tool.tenon`?",
-        "line 9: no trigger uses the component `spare`",
+        "line 9: no trigger uses the component `spare`: only a typed function can be called without one",
     ];
     assert_eq!(parse(&text).unwrap().warnings, expected);
 }

@@ -7,7 +7,6 @@ use super::super::status::Problem;
 /// The status codes of gRPC that the host gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Code {
-    Ok = 0,
     Cancelled = 1,
     InvalidArgument = 3,
     DeadlineExceeded = 4,

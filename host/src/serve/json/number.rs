@@ -275,8 +275,13 @@ mod tests {
         check("18446744073709551615", None, Some(u64::MAX));
         check("18446744073709551616", None, None);
         check("99999999999999999999999999", None, None);
-        check("1.0", None, None);
-        check("1e2", None, None);
+        check("1.0", Some(1), Some(1));
+        check("-1.20e1", Some(-12), None);
+        check("1e2", Some(100), Some(100));
+        check("0e99", Some(0), Some(0));
+        check("1.5", None, None);
+        check("1e19", None, None);
+        check("1e-1", None, None);
     }
 
     /// Against the standard library, which is exact, next to the middles between two values too.
