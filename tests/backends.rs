@@ -1,6 +1,6 @@
 //! Every backend, from the outside: right answers, its own answer for each caller, refusals, hostile models.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use http::Method;
 use serde_json::json;
@@ -8,7 +8,7 @@ use tenon::artifact::manifest::{Manifest, Options};
 use tenon::backend::vet::hex;
 use tokio::task::JoinSet;
 
-use crate::harness::{TestHost, app, exchange, function, repository, request, run};
+use crate::harness::{TestHost, app, available, exchange, function, needs, repository, request, run};
 use crate::raw::{backends, call, call_request, every, grant, grants, is_here, le, model, only, raw};
 
 /// The held-out images of the digits example, with what each shows.
@@ -198,6 +198,30 @@ fn a_gpu_that_is_not_there_is_refused_by_name() {
             eprintln!("{backend}: {refused}");
         });
     }
+}
+
+/// Runs where the machine has a GPU and the ONNX Runtime that was found can use it, and then for real.
+#[test]
+fn a_model_runs_on_the_gpu() {
+    let library = is_here("onnxruntime").then(|| needs("onnxruntime")).flatten();
+    let provider = library.and_then(|library| {
+        let beside = library.parent()?.join("libonnxruntime_providers_cuda.so");
+        (beside.exists() && Path::new("/dev/nvidiactl").exists()).then_some(beside)
+    });
+    let how = "run on a machine with an NVIDIA GPU, with TENON_ONNXRUNTIME in an `onnxruntime-gpu` package";
+    if available("cuda", provider, how).is_none() {
+        return;
+    }
+    run(async {
+        let digits = repository().join("examples/digits/model/digits.onnx").display().to_string();
+        let on_gpu = grant("digits", &digits, "target = \"gpu\"");
+        let manifest = app(&[function("/digits", "digits", "digits", &on_gpu)]);
+        let host = TestHost::of(manifest).config(only("onnxruntime")).start().await;
+        let accuracy = accuracy(&host, "onnxruntime").await;
+        assert!(accuracy >= 0.97, "{accuracy}");
+        let functions = host.operator("/functions").await.expect(200).json();
+        assert_eq!(functions[0]["models"][0]["target"], "gpu");
+    });
 }
 
 #[test]

@@ -2,8 +2,11 @@
 
 use http::Method;
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
 
-use crate::harness::{Program, TestHost, UP, app, function, repository, request, run, tenon, tensor};
+use crate::harness::{
+    Program, TestHost, UP, app, eventually, function, repository, request, run, tenon, tensor, until,
+};
 
 /// A component without code, which is its one model.
 pub(crate) fn model(id: &str, file: &str, settings: &str) -> String {
@@ -201,5 +204,66 @@ fn a_model_file_is_served_as_it_is() {
         let body = zeros().to_string();
         let infer = request(Method::POST, "/v2/models/digits/infer", &[], body);
         crate::harness::exchange(program.address, infer).await.unwrap().expect(200);
+    });
+}
+
+/// The events of a body, each as JSON.
+fn events(body: &str) -> Vec<Value> {
+    let event = |event: &str| {
+        let data = event.strip_prefix("data: ").unwrap_or_else(|| panic!("`{event}` is no event"));
+        serde_json::from_str(data).unwrap()
+    };
+    body.split_terminator("\n\n").map(event).collect()
+}
+
+#[test]
+fn a_function_may_answer_more_than_once() {
+    run(async {
+        let host = TestHost::of(app(&[function("/s", "stream", "typed_stream", "")])).start().await;
+        let ask = async |path: &str, body: Value| {
+            host.post(&format!("/v2/models/stream/{path}"), "application/json", body.to_string()).await
+        };
+        let config = host.get("/v2/models/stream/config").await.expect(200).json();
+        assert_eq!(config["model_transaction_policy"]["decoupled"], true);
+        let streamed =
+            ask("generate_stream", json!({ "text": "one two three", "id": "7" })).await.expect(200);
+        assert_eq!(streamed.header("content-type"), "text/event-stream");
+        let told = events(&streamed.text());
+        let words: Vec<_> = told.iter().map(|event| event["word"].as_str().unwrap_or_default()).collect();
+        assert_eq!(words[..3], ["one", "two", "three"], "{told:?}");
+        assert!(told.iter().all(|event| event["model_name"] == "stream" && event["id"] == "7"), "{told:?}");
+        // Who takes one answer gets the last.
+        let single = ask("generate", json!({ "text": "one two three" })).await.expect(200).json();
+        assert_eq!(single["word"], told.last().unwrap()["word"]);
+        // Before the first answer an error has a status, behind it an event, and nothing comes after.
+        error(ask("generate_stream", json!({ "texts": "one" })).await, 400);
+        for behaviour in ["undescribed", "wrong-shape", "raise", "panic"] {
+            let body = json!({ "text": "one two", "parameters": { "behaviour": behaviour } });
+            let told = events(&ask("generate_stream", body).await.expect(200).text());
+            assert_eq!(told.len(), 2, "{behaviour}: {told:?}");
+            assert!(told[0]["word"] == "one" && told[1]["error"].is_string(), "{behaviour}: {told:?}");
+        }
+        assert!(
+            host.metric(r#"tenon_request_errors_total{function="app/stream",error="guest-bad-reply"}"#).await
+                >= 2.0
+        );
+    });
+}
+
+#[test]
+fn a_stream_ends_when_its_caller_leaves() {
+    run(async {
+        let host = TestHost::of(app(&[function("/s", "stream", "typed_stream", "")])).start().await;
+        let body = json!({ "text": "on and on", "parameters": { "behaviour": "endless" } }).to_string();
+        let mut stream = host.connect().await;
+        let head = format!(
+            "POST /v2/models/stream/generate_stream HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        until(&mut stream, |text| text.matches("data: ").count() > 2).await;
+        assert_eq!(host.metric("tenon_instances").await, 1.0);
+        drop(stream);
+        eventually("the instance ends", async || host.metric("tenon_instances").await == 0.0).await;
     });
 }
