@@ -100,7 +100,7 @@ async fn served(with: &With, backend: &str, onnxruntime: Option<&Path>, model: &
 /// The median time of one run of a graph, with nothing around it.
 fn direct(name: &str, onnxruntime: Option<&Path>, model: &Path, shape: &[usize]) -> anyhow::Result<Duration> {
     let derived = tempfile::tempdir()?;
-    let graph = load(name, onnxruntime.map(Path::to_owned), model, derived.path())?;
+    let graph = load(name, onnxruntime.map(Path::to_owned), model, derived.path(), 1)?;
     let elements: usize = shape.iter().product();
     let input = || Tensor::new(Datatype::Fp32, shape.to_vec(), Bytes::from(vec![0; elements * 4]));
     let mut times = Vec::new();
@@ -124,6 +124,7 @@ pub fn load(
     onnxruntime: Option<PathBuf>,
     model: &Path,
     derived: &Path,
+    concurrency: usize,
 ) -> anyhow::Result<Arc<dyn Graph>> {
     let backends = Backends::find(&[name], &Libraries { onnxruntime, ..Libraries::default() });
     let backend: Arc<dyn Backend> = backends.choose(Some(name), Encoding::Onnx)?;
@@ -134,7 +135,7 @@ pub fn load(
         digest: format!("{:064x}", model.as_os_str().len()),
         target: ExecutionTarget::Cpu,
         precision: Precision::F32,
-        concurrency: 1,
+        concurrency,
         derived: derived.to_owned(),
     };
     Ok(backend.load(&file)?)

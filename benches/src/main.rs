@@ -1,4 +1,4 @@
-//! Measures Tenon against a plain HTTP server, against `wasmtime serve` and against the bare backend: every table
+//! Measures Tenon against a plain HTTP server, `wasmtime serve`, other model servers and the bare backend: every table
 //! in one run, interleaved, so that its rows may be compared.
 
 use std::net::SocketAddr;
@@ -12,6 +12,7 @@ use clap::{Parser, Subcommand};
 mod cold;
 mod inference;
 mod load;
+mod peers;
 mod plain;
 
 use load::{Request, Seen};
@@ -55,6 +56,13 @@ enum Bench {
         #[arg(long)]
         minilm: Option<PathBuf>,
     },
+    /// Against other model servers, which `benches/peers/install` installs, and against the bare backend.
+    Peers {
+        #[command(flatten)]
+        with: With,
+        #[command(flatten)]
+        setup: peers::Setup,
+    },
     /// Memory of an idle host, of an idle function and of a graph.
     Memory {
         #[command(flatten)]
@@ -85,6 +93,7 @@ fn main() -> anyhow::Result<()> {
         Bench::Inference { with, onnxruntime, mobilenet } => {
             runtime(1)?.block_on(inference::run(&with, onnxruntime.as_deref(), mobilenet.as_deref()))
         }
+        Bench::Peers { with, setup } => peers::run(&with, &setup, &runtime(1)?),
         Bench::Memory { with } => runtime(1)?.block_on(memory(&with)),
         Bench::Cold { onnxruntime, openvino, minilm } => cold::run(onnxruntime, openvino, minilm),
     }
