@@ -316,6 +316,22 @@ fn who_does_not_begin_inside_tls_is_cut() {
 }
 
 #[test]
+fn refusals_do_not_end_a_connection_over_http2() {
+    run(async {
+        let host = TestHost::of(app(&[STATIC.to_owned()])).start().await;
+        let stream = host.connect().await;
+        stream.set_nodelay(true).unwrap();
+        let mut sender = http2(stream).await;
+        for n in 0..2000 {
+            let path = ["/nowhere", "/v2/models/nobody/infer", "/v2/health/live"][n % 3];
+            let answer = ask(&mut sender, request(Method::POST, path, "x".repeat(4000))).await.unwrap();
+            answer.expect(if n % 3 == 2 { 405 } else { 404 });
+        }
+        assert_eq!(host.metric("tenon_connections").await, 1.0);
+    });
+}
+
+#[test]
 fn http2_needs_no_tls_and_no_upgrade() {
     run(async {
         let host = TestHost::of(app(&[STATIC.to_owned(), p2("")])).start().await;

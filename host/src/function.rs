@@ -33,6 +33,8 @@ pub struct Function {
     pub cache: Option<ResponseCache>,
     /// Whether an operator's client has unloaded it, so that it takes no calls until it is loaded again.
     pub unloaded: AtomicBool,
+    /// Held by whoever loads or unloads it, one after the other.
+    pub control: tokio::sync::Mutex<()>,
     permits: Arc<Semaphore>,
     waiting: AtomicUsize,
 }
@@ -62,6 +64,7 @@ impl Function {
             statistics: Statistics::default(),
             cache: (response_cache_bytes > 0).then(|| ResponseCache::new(response_cache_bytes)),
             unloaded: AtomicBool::new(false),
+            control: tokio::sync::Mutex::default(),
             permits: Arc::new(Semaphore::new(concurrency.max(1))),
             waiting: AtomicUsize::new(0),
         }

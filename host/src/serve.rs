@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::net::{TcpListener, TcpStream};
@@ -207,11 +207,17 @@ impl Server {
     async fn route(
         self: &Arc<Self>,
         snapshot: &Snapshot,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         client: SocketAddr,
         head: &access::Head,
         trace: &mut Trace,
     ) -> Result<Response<Body>, AnswerError> {
+        if request.version() == Version::HTTP_2
+            && let Some(error) = self.refused_at_once(snapshot, &request)
+        {
+            body::finish(request.body_mut()).await;
+            return Err(error);
+        }
         if grpc::is_grpc(request.headers()) {
             return grpc::answer(self, snapshot, request, head.request_id.as_str(), trace).await;
         }
@@ -234,6 +240,24 @@ impl Server {
                 trace.function = Some(Arc::clone(function));
                 self.call(function, &matched, request, client, head, trace).await
             }
+        }
+    }
+
+    /// What a request without gRPC is refused for by its head alone.
+    fn refused_at_once(&self, snapshot: &Snapshot, request: &Request<Incoming>) -> Option<AnswerError> {
+        let path = request.uri().path();
+        if grpc::is_grpc(request.headers()) {
+            None
+        } else if oip::is_ours(path) {
+            oip::refused_at_once(self, snapshot, request)
+        } else if reserved(path) {
+            None
+        } else if self.draining() {
+            Some(AnswerError::Draining)
+        } else if snapshot.routes.find(path).is_none() {
+            Some(AnswerError::FunctionNotFound(path.to_owned()))
+        } else {
+            None
         }
     }
 

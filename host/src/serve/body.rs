@@ -27,13 +27,7 @@ pub enum Body {
     Whole(Option<Bytes>),
     Parts(VecDeque<Bytes>),
     Stream(UnsyncBoxBody<Bytes, BrokenBody>),
-    /// A long one, which holds room in the budget until its caller has taken it.
-    Held(Box<Body>, Share),
-    Guest {
-        body: ResponseBody,
-        left: usize,
-        watch: Option<Watch>,
-    },
+    Guest { body: ResponseBody, left: usize, watch: Option<Watch> },
 }
 
 /// Whose body it is, should it break off.
@@ -97,7 +91,6 @@ impl HttpBody for Body {
             Body::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Body::Parts(parts) => Poll::Ready(parts.pop_front().map(|bytes| Ok(Frame::data(bytes)))),
             Body::Stream(body) => Pin::new(body).poll_frame(context),
-            Body::Held(body, _) => Pin::new(body.as_mut()).poll_frame(context),
             Body::Guest { body, left, watch } => Pin::new(body).poll_frame(context).map(|frame| {
                 let frame = frame?.map_err(BrokenBody::Guest).and_then(|frame| {
                     let length = frame.data_ref().map_or(0, Bytes::len);
@@ -118,7 +111,6 @@ impl HttpBody for Body {
             Body::Whole(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
             Body::Parts(parts) => parts.is_empty(),
             Body::Stream(body) => body.is_end_stream(),
-            Body::Held(body, _) => body.is_end_stream(),
             Body::Guest { body, .. } => body.is_end_stream(),
         }
     }
@@ -128,7 +120,6 @@ impl HttpBody for Body {
             Body::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Body::Parts(parts) => SizeHint::with_exact(parts.iter().map(|part| part.len() as u64).sum()),
             Body::Stream(body) => body.size_hint(),
-            Body::Held(body, _) => body.size_hint(),
             Body::Guest { body, .. } => body.size_hint(),
         }
     }
@@ -155,19 +146,47 @@ pub fn parts(parts: Vec<Bytes>) -> Body {
 /// Answers up to this many bytes are not counted: a caller gains little by not taking them.
 const SHORT: usize = 64 << 10;
 
-/// Has a long answer hold room in the budget, in place of what `share` had of it for the request.
+/// Bytes, and the room that they take: it is given back with the last part of them, wherever that waits to be sent. A
+/// body is let go of before its bytes are.
+struct Roomy {
+    bytes: Bytes,
+    _share: Arc<Share>,
+}
+
+impl AsRef<[u8]> for Roomy {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// Has long bytes hold room in the budget for as long as any part of them is left, in place of what `share` had.
 ///
 /// # Errors
 /// Where there is no room.
-pub fn held(response: Response<Body>, mut share: Share) -> Result<Response<Body>, AnswerError> {
-    let length = response.body().size_hint().exact().unwrap_or_default();
-    let length = usize::try_from(length).unwrap_or(usize::MAX);
+pub fn counted(parts: Vec<Bytes>, mut share: Share) -> Result<Vec<Bytes>, AnswerError> {
+    let length = parts.iter().map(Bytes::len).sum();
     if length <= SHORT {
-        return Ok(response);
+        return Ok(parts);
     }
     share.shrink(usize::MAX);
     share.grow(length)?;
-    Ok(response.map(|body| Body::Held(Box::new(body), share)))
+    let share = Arc::new(share);
+    let roomy = |bytes| Bytes::from_owner(Roomy { bytes, _share: Arc::clone(&share) });
+    Ok(parts.into_iter().map(roomy).collect())
+}
+
+/// Has an answer hold room in the budget where it is long, in place of what `share` had of it for the request.
+///
+/// # Errors
+/// Where there is no room.
+pub fn held(response: Response<Body>, share: Share) -> Result<Response<Body>, AnswerError> {
+    let (head, body) = response.into_parts();
+    let body = match body {
+        Body::Whole(Some(bytes)) => parts(counted(vec![bytes], share)?),
+        Body::Parts(rest) => Body::Parts(counted(rest.into(), share)?.into()),
+        other => other,
+    };
+    Ok(Response::from_parts(head, body))
 }
 
 /// An error as problem details (RFC 9457).
@@ -200,6 +219,30 @@ pub fn fixed(answer: &Arc<StaticResponse>) -> Response<Body> {
         }
     }
     response
+}
+
+/// How long, and for how many bytes, a body is read of which nothing is wanted.
+const REST: Duration = Duration::from_secs(1);
+const REST_BYTES: usize = 1 << 20;
+
+/// Reads a body to its end. Over HTTP/2, most callers say only after the last of it that it was the last, a request that
+/// is let go of before is reset, and a connection on which that happens often is closed.
+pub async fn finish(body: &mut Incoming) {
+    if body.is_end_stream() {
+        return;
+    }
+    let rest = async {
+        let mut left = REST_BYTES;
+        while let Some(Ok(frame)) = body.frame().await {
+            let length = frame.data_ref().map_or(0, Bytes::len);
+            match left.checked_sub(length) {
+                Some(less) => left = less,
+                None => return,
+            }
+        }
+    };
+    // What comes later is not waited for.
+    let _ = tokio::time::timeout(REST, rest).await;
 }
 
 /// How many bytes of request bodies, and of tensors read from them, the host holds at once, over all requests.

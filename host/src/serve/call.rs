@@ -123,7 +123,13 @@ impl Server {
         }
         let missed = started.elapsed();
         // What fails is counted where its caller is told.
-        let (reply, permit) = self.compute(function, request, deadline, responses, trace).await?;
+        let computed = self.compute(function, request, deadline, responses, trace).await;
+        let (reply, permit) = computed.map_err(|error| match error {
+            AnswerError::Call(CallError::DeadlineExceeded(ms)) if ms < function.revision.deadline_ms => {
+                AnswerError::CallerDeadline(ms)
+            }
+            other => other,
+        })?;
         function.statistics.succeeded(&parts(trace, started));
         if let Some((cache, key)) = key {
             let keeping = Instant::now();
@@ -147,6 +153,10 @@ impl Server {
         let late = || AnswerError::Call(CallError::DeadlineExceeded(deadline.ms));
         let permit = tokio::time::timeout_at(deadline.at.into(), self.acquire(function, trace));
         let permit = permit.await.map_err(|_| late())??;
+        // It may have been unloaded while the call waited.
+        if !function.is_ready() {
+            return Err(AnswerError::NotReady(function.model.clone()));
+        }
         let wanted = request.outputs.clone();
         let running = Instant::now();
         let (reply, usage) = revision.program.call(request, deadline, responses).await;
@@ -167,6 +177,7 @@ impl Server {
     /// Where the operator does not allow it, or a graph cannot be loaded.
     pub async fn load(&self, function: &Arc<Function>) -> Result<(), AnswerError> {
         self.may_control()?;
+        let _turn = function.control.lock().await;
         function.revision.program.load_models().await.map_err(AnswerError::Call)?;
         function.unloaded.store(false, Ordering::Release);
         Ok(())
@@ -178,6 +189,7 @@ impl Server {
     /// Where the operator does not allow it.
     pub async fn unload(&self, function: &Arc<Function>) -> Result<(), AnswerError> {
         self.may_control()?;
+        let _turn = function.control.lock().await;
         function.unloaded.store(true, Ordering::Release);
         function.revision.program.unload_models().await;
         Ok(())

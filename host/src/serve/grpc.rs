@@ -5,7 +5,6 @@
 //! before it has come, copy it, and decompress it on async threads.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
@@ -53,7 +52,9 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
 /// What follows the media type of a request that is gRPC.
 fn subtype(headers: &HeaderMap) -> Option<&[u8]> {
     let (start, subtype) = headers.get(CONTENT_TYPE)?.as_bytes().split_at_checked(MEDIA_TYPE.len())?;
-    start.eq_ignore_ascii_case(MEDIA_TYPE.as_bytes()).then_some(subtype)
+    // gRPC-Web and others that only begin like it are for functions.
+    let is_grpc = matches!(subtype, [] | [b';' | b' ' | b'+', ..]);
+    (is_grpc && start.eq_ignore_ascii_case(MEDIA_TYPE.as_bytes())).then_some(subtype)
 }
 
 /// Answers a request that [`is_grpc`].
@@ -70,7 +71,7 @@ pub async fn answer(
     let (head, mut body) = request.into_parts();
     if let Err(error) = spoken(&head) {
         if head.version == Version::HTTP_2 {
-            finish(&mut body).await;
+            body::finish(&mut body).await;
         }
         // Whoever does not speak gRPC is not answered in it.
         return Ok(body::problem(&server.refuse(&error, request_id, trace)));
@@ -86,34 +87,10 @@ pub async fn answer(
         path => {
             let called = Called { path, headers: &head.headers, request_id };
             let answered = called.answer(server, snapshot, &mut body, trace).await;
-            finish(&mut body).await;
+            body::finish(&mut body).await;
             answered
         }
     }
-}
-
-/// How long, and for how many bytes, a body is read of which nothing is wanted.
-const REST: Duration = Duration::from_secs(1);
-const REST_BYTES: usize = 1 << 20;
-
-/// Reads a body to its end. Most callers say only after the message that it was the last. A request that is let go of
-/// before is reset, and a connection on which that happens often is closed.
-async fn finish(body: &mut Incoming) {
-    if body.is_end_stream() {
-        return;
-    }
-    let rest = async {
-        let mut left = REST_BYTES;
-        while let Some(Ok(frame)) = body.frame().await {
-            let length = frame.data_ref().map_or(0, bytes::Bytes::len);
-            match left.checked_sub(length) {
-                Some(less) => left = less,
-                None => return,
-            }
-        }
-    };
-    // What comes later is not waited for.
-    let _ = tokio::time::timeout(REST, rest).await;
 }
 
 /// A call of a method that takes one message.
@@ -139,7 +116,7 @@ impl Called<'_> {
         let deadline = deadline(self.headers)?;
         let message = infer::only(server, self.headers, body, deadline).await?;
         match named {
-            (INFERENCE, method) => inference(method, server, snapshot, &message, trace).await,
+            (INFERENCE, method) => inference(method, server, snapshot, &message).await,
             (HEALTH, "Check") => whole(server, &health::check(server, &decoded(&message)?)?),
             (HEALTH, "List") => whole(server, &health::list(server)),
             (HEALTH, "Watch") => {
@@ -179,7 +156,6 @@ async fn inference(
     server: &Server,
     snapshot: &Snapshot,
     message: &Message,
-    trace: &mut Trace,
 ) -> Result<Response<Body>, AnswerError> {
     let model = |name: &str, version: &str| server.model(snapshot, name, version);
     match method {
@@ -214,7 +190,6 @@ async fn inference(
         "RepositoryModelLoad" | "RepositoryModelUnload" => {
             let Control { model, parameters } = Control::read(&message.bytes)?;
             let function = server.model(snapshot, model, "")?;
-            trace.function = Some(Arc::clone(function));
             if method == "RepositoryModelLoad" {
                 repository::loadable(parameters.into_iter())?;
                 server.load(function).await?;

@@ -119,16 +119,7 @@ pub async fn answer(
     trace: &mut Trace,
 ) -> Result<Response<Body>, AnswerError> {
     let path = request.uri().path().to_owned();
-    let Some(endpoint) = Endpoint::of(&path) else {
-        return Err(AnswerError::FunctionNotFound(path));
-    };
-    let (method, allowed) = (request.method(), endpoint.method());
-    // A probe may ask for heads alone.
-    if *method != allowed && !(*method == Method::HEAD && allowed == Method::GET) {
-        let allowed = if allowed == Method::GET { "GET" } else { "POST" };
-        return Err(AnswerError::MethodNotAllowed { method: method.to_string(), allowed });
-    }
-    match endpoint {
+    match endpoint(&path, request.method())? {
         Endpoint::Server => Ok(json(&model::server())),
         Endpoint::Live => Ok(json(&json!({ "live": true }))),
         Endpoint::Ready if server.is_ready() => Ok(json(&json!({ "ready": true }))),
@@ -142,12 +133,10 @@ pub async fn answer(
         Endpoint::Index => repository::index(server, snapshot, request).await,
         Endpoint::Load(name) => {
             let function = server.model(snapshot, name, "")?;
-            trace.function = Some(function.clone());
             repository::load(server, function, request).await
         }
         Endpoint::Unload(name) => {
             let function = server.model(snapshot, name, "")?;
-            trace.function = Some(function.clone());
             repository::unload(server, function, request).await
         }
         Endpoint::Model(name, version, aspect) => {
@@ -175,6 +164,32 @@ pub async fn answer(
                 }
             }
         }
+    }
+}
+
+/// What a path and a method ask for.
+fn endpoint<'a>(path: &'a str, method: &Method) -> Result<Endpoint<'a>, AnswerError> {
+    let endpoint = Endpoint::of(path).ok_or_else(|| AnswerError::FunctionNotFound(path.to_owned()))?;
+    let allowed = endpoint.method();
+    // A probe may ask for heads alone.
+    if *method != allowed && !(*method == Method::HEAD && allowed == Method::GET) {
+        let allowed = if allowed == Method::GET { "GET" } else { "POST" };
+        return Err(AnswerError::MethodNotAllowed { method: method.to_string(), allowed });
+    }
+    Ok(endpoint)
+}
+
+/// What a request is refused for by its head alone.
+pub fn refused_at_once(
+    server: &Server,
+    snapshot: &Snapshot,
+    request: &Request<Incoming>,
+) -> Option<AnswerError> {
+    match endpoint(request.uri().path(), request.method()) {
+        Ok(Endpoint::Model(name, version, _)) => server.model(snapshot, name, version).err(),
+        Ok(Endpoint::Load(name) | Endpoint::Unload(name)) => server.model(snapshot, name, "").err(),
+        Ok(_) => None,
+        Err(error) => Some(error),
     }
 }
 

@@ -39,6 +39,8 @@ pub enum AnswerError {
     ServiceNotFound(String),
     #[error("the body did not arrive within {0} ms")]
     SlowBody(u64),
+    #[error("the call did not end within the {0} ms that its caller gave it")]
+    CallerDeadline(u64),
     #[error("the host has no room for this request now; try again")]
     Overloaded,
     #[error("the host is shutting down")]
@@ -112,6 +114,7 @@ impl AnswerError {
             AnswerError::NeedsHttp2 => (505, "needs-http2"),
             AnswerError::ServiceNotFound(_) => (404, "service-not-found"),
             AnswerError::SlowBody(_) => (408, "slow-body"),
+            AnswerError::CallerDeadline(_) => (504, "deadline-exceeded"),
             AnswerError::Overloaded => (503, "overloaded"),
             AnswerError::Draining => (503, "draining"),
             AnswerError::NothingDeployed => (503, "not-ready"),
@@ -141,6 +144,7 @@ impl AnswerError {
             | AnswerError::NeedsHttp2
             | AnswerError::ServiceNotFound(_)
             | AnswerError::SlowBody(_)
+            | AnswerError::CallerDeadline(_)
             | AnswerError::Overloaded
             | AnswerError::Draining => false,
             AnswerError::Call(_) | AnswerError::ReplyTooLarge(_) | AnswerError::Internal => true,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use http::{HeaderMap, HeaderName};
 
 use super::super::status::AnswerError;
-use crate::instance::{CallError, Deadline};
+use crate::instance::Deadline;
 
 const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
@@ -49,7 +49,7 @@ fn timeout(value: &[u8]) -> Option<Duration> {
 
 /// What a caller is told whose deadline has passed.
 pub(super) fn exceeded(deadline: Deadline) -> AnswerError {
-    AnswerError::Call(CallError::DeadlineExceeded(deadline.ms))
+    AnswerError::CallerDeadline(deadline.ms)
 }
 
 #[cfg(test)]

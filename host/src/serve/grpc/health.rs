@@ -79,7 +79,7 @@ pub(super) fn watch(
         clock: Box::pin(clock),
         patience: Patience::new(server, deadline),
     };
-    Streamed::new(server, request_id, watch)
+    Streamed::new(watch)
 }
 
 impl Source for Watch {

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use hyper::body::{Body as HttpBody, Frame, Incoming};
 
-use super::super::body::Share;
+use super::super::body::{self, Share};
 use super::super::call::Caller;
 use super::super::json::TooLong;
 use super::super::status::AnswerError;
@@ -138,8 +138,8 @@ pub(super) async fn write(
     is_last: Option<bool>,
 ) -> Result<Vec<Bytes>, AnswerError> {
     // Raw tensors become parts of the answer as they are.
-    let work =
-        if form.is_raw { 0 } else { reply.outputs.iter().map(|(_, tensor)| tensor.data().len()).sum() };
+    let is_lent = form.is_raw && form.wanted.iter().all(|wanted| wanted.classes == 0);
+    let work = if is_lent { 0 } else { reply.outputs.iter().map(|(_, tensor)| tensor.data().len()).sum() };
     aside(work, move || {
         let _held = held;
         let Form { function, id, wanted, is_raw } = &form;
@@ -155,33 +155,22 @@ pub(super) async fn write(
 pub(super) struct Whole {
     parts: VecDeque<Bytes>,
     is_ended: bool,
-    _share: Option<Share>,
 }
-
-/// Answers from so many bytes on are counted, for as long as they are sent.
-const COUNTED_BYTES: usize = 64 << 10;
 
 impl Whole {
     /// # Errors
     /// Where the host has no room for an answer as long as this one.
     pub(super) fn new(server: &Server, parts: Vec<Bytes>) -> Result<Whole, AnswerError> {
-        let share = share(server, &parts)?;
-        Ok(Whole { parts: parts.into(), is_ended: false, _share: share })
+        Ok(Whole { parts: counted(server, parts)?.into(), is_ended: false })
     }
 }
 
-/// Room for what is sent, where it is much.
+/// Has what is sent hold room in the budget for as long as it waits, where it is much.
 ///
 /// # Errors
 /// Where the host has none.
-pub(super) fn share(server: &Server, parts: &[Bytes]) -> Result<Option<Share>, AnswerError> {
-    let bytes = parts.iter().map(Bytes::len).sum();
-    if bytes < COUNTED_BYTES {
-        return Ok(None);
-    }
-    let mut share = server.bodies.share();
-    share.grow(bytes)?;
-    Ok(Some(share))
+pub(super) fn counted(server: &Server, parts: Vec<Bytes>) -> Result<Vec<Bytes>, AnswerError> {
+    body::counted(parts, server.bodies.share())
 }
 
 impl HttpBody for Whole {

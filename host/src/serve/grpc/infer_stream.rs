@@ -78,7 +78,7 @@ pub(super) fn model_stream_infer(
         end: None,
         patience: Patience::new(server, deadline),
     };
-    Ok(Streamed::new(server, request_id, inferences))
+    Ok(Streamed::new(inferences))
 }
 
 fn is_strict(headers: &HeaderMap) -> bool {
@@ -201,7 +201,7 @@ impl Asking {
         };
         let caller = Caller { deadline: self.deadline.map(|deadline| deadline.at), share: asked.share };
         let mut answers = Answers::of(&self.server, &form.function, asked.request, caller);
-        let passed_on = pass_on(&mut answers, &form, to).await;
+        let passed_on = pass_on(&self.server, &mut answers, &form, to).await;
         self.trace = std::mem::take(&mut answers.trace);
         passed_on
     }
@@ -221,11 +221,17 @@ impl Asking {
 }
 
 /// Writes answers as they come.
-async fn pass_on(answers: &mut Answers, form: &Form, to: &mpsc::Sender<Parts>) -> Result<(), AnswerError> {
+async fn pass_on(
+    server: &Server,
+    answers: &mut Answers,
+    form: &Form,
+    to: &mpsc::Sender<Parts>,
+) -> Result<(), AnswerError> {
     while let Some(answer) = answers.next().await {
         let mut answer = answer?;
         let (is_last, reply) = (answer.is_last(), std::mem::take(&mut answer.reply));
         let parts = infer::write(form.clone(), reply, answer, Some(is_last)).await?;
+        let parts = infer::counted(server, parts)?;
         if to.send(Ok(parts)).await.is_err() {
             // Where nobody takes it, the stream is over.
             break;

@@ -49,7 +49,7 @@ pub(super) fn server_reflection_info(
         messages: Messages::new(body, headers, LONGEST)?,
         patience: Patience::new(server, deadline(headers)?),
     };
-    Ok(Streamed::new(server, request_id, questions))
+    Ok(Streamed::new(questions))
 }
 
 impl Source for Questions {

@@ -11,11 +11,9 @@ use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::super::body::Share;
 use super::super::status::{AnswerError, Problem};
 use super::super::{Server, Trace};
 use super::deadline::exceeded;
-use super::infer::share;
 use super::status::{failure, success};
 use crate::instance::Deadline;
 
@@ -36,35 +34,27 @@ pub(super) fn refused(server: &Server, request_id: &str, error: &AnswerError) ->
 
 /// An answer of any number of messages.
 pub(super) struct Streamed<S> {
-    server: Arc<Server>,
-    request_id: String,
     source: S,
     /// What of the last message was not sent yet.
     parts: VecDeque<Bytes>,
-    share: Option<Share>,
     is_ended: bool,
 }
 
 impl<S: Source> Streamed<S> {
-    pub(super) fn new(server: &Arc<Server>, request_id: &str, source: S) -> Streamed<S> {
-        let (server, request_id) = (Arc::clone(server), request_id.to_owned());
-        Streamed { server, request_id, source, parts: VecDeque::new(), share: None, is_ended: false }
+    pub(super) fn new(source: S) -> Streamed<S> {
+        Streamed { source, parts: VecDeque::new(), is_ended: false }
     }
 
     /// Takes the next message. Answers with what ends the stream, if it ends.
     fn take(&mut self, next: Option<Result<Vec<Bytes>, Problem>>) -> Option<Frame<Bytes>> {
-        let problem = match next {
-            Some(Ok(parts)) => match share(&self.server, &parts) {
-                Ok(share) => {
-                    (self.share, self.parts) = (share, parts.into());
-                    return None;
-                }
-                Err(error) => refused(&self.server, &self.request_id, &error),
-            },
-            Some(Err(problem)) => problem,
-            None => return Some(Frame::trailers(success())),
-        };
-        Some(Frame::trailers(failure(&problem)))
+        match next {
+            Some(Ok(parts)) => {
+                self.parts = parts.into();
+                None
+            }
+            Some(Err(problem)) => Some(Frame::trailers(failure(&problem))),
+            None => Some(Frame::trailers(success())),
+        }
     }
 }
 
@@ -83,7 +73,6 @@ impl<S: Source> HttpBody for Streamed<S> {
             if let Some(part) = self.parts.pop_front() {
                 return Poll::Ready(Some(Ok(Frame::data(part))));
             }
-            self.share = None;
             let next = ready!(self.source.poll_next(context));
             if let Some(end) = self.take(next) {
                 self.is_ended = true;

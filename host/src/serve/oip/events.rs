@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinHandle;
 
 use super::super::call::{self, Caller, Outcome};
@@ -16,7 +16,7 @@ use super::super::status::AnswerError;
 use super::super::{Server, Trace};
 use crate::function::Function;
 use crate::instance::typed::{Reply, Request};
-use crate::tensor::Tensor;
+use crate::nn::responses::{self, Sent};
 
 /// Answers that may wait for the caller to take them, before the function waits.
 const WAITING: usize = 4;
@@ -25,7 +25,7 @@ const WAITING: usize = 4;
 pub struct Answers {
     function: Arc<Function>,
     wanted: Vec<String>,
-    coming: mpsc::Receiver<Vec<(String, Tensor)>>,
+    coming: mpsc::Receiver<Sent>,
     call: Option<JoinHandle<(Result<Outcome, AnswerError>, Trace)>>,
     /// What the call has used, once it has ended.
     pub trace: Trace,
@@ -35,6 +35,7 @@ pub struct Answers {
 pub struct Answer {
     pub reply: Reply,
     outcome: Option<Outcome>,
+    _room: Option<OwnedSemaphorePermit>,
 }
 
 impl Answer {
@@ -47,7 +48,7 @@ impl Answer {
 impl Answers {
     /// Begins a call.
     pub fn of(server: &Arc<Server>, function: &Arc<Function>, request: Request, caller: Caller) -> Answers {
-        let (sender, coming) = mpsc::channel(WAITING);
+        let (sender, coming) = responses::channel(WAITING, function.revision.response_body_bytes);
         let wanted = request.outputs.clone();
         let trace = Trace { function: Some(Arc::clone(function)), ..Trace::default() };
         let call = tokio::spawn({
@@ -66,12 +67,12 @@ impl Answers {
         if self.call.is_none() {
             return Poll::Ready(None);
         }
-        if let Some(outputs) = ready!(self.coming.poll_recv(context)) {
+        if let Some(Sent { outputs, room }) = ready!(self.coming.poll_recv(context)) {
             let reply = call::partial(&self.function, &self.wanted, outputs);
             if reply.is_err() {
                 self.end();
             }
-            return Poll::Ready(Some(reply.map(|reply| Answer { reply, outcome: None })));
+            return Poll::Ready(Some(reply.map(|reply| Answer { reply, outcome: None, _room: Some(room) })));
         }
         // Nobody can send any more: the call is at its end.
         let Some(call) = &mut self.call else { return Poll::Ready(None) };
@@ -81,7 +82,7 @@ impl Answers {
         self.trace = trace;
         Poll::Ready(Some(answered.map(|mut outcome| {
             let reply = std::mem::take(&mut outcome.reply);
-            Answer { reply, outcome: Some(outcome) }
+            Answer { reply, outcome: Some(outcome), _room: None }
         })))
     }
 

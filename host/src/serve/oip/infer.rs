@@ -101,19 +101,18 @@ pub(super) async fn generate_stream(
     let first = first.ok_or(AnswerError::Internal)??;
     let (server, function) = (Arc::clone(server), Arc::clone(function));
     let write = move |answer: Result<Answer, AnswerError>| {
-        let written = answer.and_then(|answer| write_plain(&function, id.as_deref(), &answer.reply));
-        let event = written.map_err(|error| {
+        let written = answer.and_then(|answer| {
+            let event = plain::event(&write_plain(&function, id.as_deref(), &answer.reply)?);
+            body::counted(vec![event.into()], server.bodies.share())
+        });
+        written.map(|mut parts| parts.swap_remove(0)).map_err(|error| {
             let problem = error.problem();
             // The head was counted as the answer that it was.
             server.functions.telemetry.error(&function.metrics, error.name());
             function.statistics.failed(Duration::ZERO);
             tracing::warn!(function = function.name, error = problem.name, "a stream ended early: {error}");
-            json!({ "error": problem.detail }).to_string().into_bytes()
-        });
-        match event {
-            Ok(event) => Ok(Bytes::from(plain::event(&event))),
-            Err(error) => Err(Bytes::from(plain::event(&error))),
-        }
+            plain::event(json!({ "error": problem.detail }).to_string().as_bytes()).into()
+        })
     };
     let events = Events::new(answers, first, Box::new(write));
     let mut response = Response::new(Body::Stream(events.map_err(|never| match never {}).boxed_unsync()));
