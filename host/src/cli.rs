@@ -38,7 +38,7 @@ enum Command {
     /// Makes a new function in a folder of its own.
     New(new::NewArgs),
     Build(build::BuildArgs),
-    /// Serves the app of a spin.toml on this machine.
+    /// Serves the app of a spin.toml, or model files as they are.
     Up(up::UpArgs),
     /// Checks any server of the Open Inference Protocol, point by point.
     Conformance(conformance::ConformanceArgs),

@@ -232,7 +232,7 @@ impl Server {
         }
         let path = request.uri().path();
         let Some(matched) = snapshot.routes.find(path) else {
-            return Err(AnswerError::FunctionNotFound(path.to_owned()));
+            return Err(self.nowhere(AnswerError::FunctionNotFound(path.to_owned())));
         };
         match &matched.route.target {
             Target::Static(answer) => Ok(body::fixed(answer)),
@@ -241,6 +241,11 @@ impl Server {
                 self.call(function, &matched, request, client, head, trace).await
             }
         }
+    }
+
+    /// What is not found before anything was deployed may be there soon.
+    fn nowhere(&self, error: AnswerError) -> AnswerError {
+        if self.functions.published() { error } else { AnswerError::NothingDeployed }
     }
 
     /// What a request without gRPC is refused for by its head alone.
@@ -255,7 +260,7 @@ impl Server {
         } else if self.draining() {
             Some(AnswerError::Draining)
         } else if snapshot.routes.find(path).is_none() {
-            Some(AnswerError::FunctionNotFound(path.to_owned()))
+            Some(self.nowhere(AnswerError::FunctionNotFound(path.to_owned())))
         } else {
             None
         }

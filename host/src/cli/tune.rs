@@ -37,7 +37,7 @@ pub struct TuneArgs {
     /// Calls at once.
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
     callers: u16,
-    /// How long each point is measured, in milliseconds.
+    /// How long each point is measured, in milliseconds; runs of one size alone take half.
     #[arg(long, value_name = "MS", default_value_t = 500, value_parser = clap::value_parser!(u64).range(50..=60_000))]
     point_ms: u64,
     /// The 99th percentile that must not be passed, in milliseconds.

@@ -330,6 +330,12 @@ impl Budget {
                     return Err(AnswerError::TooLarge(limit));
                 }
                 share.grow(data.len())?;
+                if bytes.capacity() - bytes.len() < data.len() {
+                    // Whoever has sent so much is believed the rest. Only what comes is touched, and takes memory; what
+                    // grows step by step is copied at every step.
+                    let rest = announced.map_or(0, |all| (headroom.len() + all).saturating_sub(bytes.len()));
+                    bytes.reserve(rest.max(data.len()));
+                }
                 bytes.extend_from_slice(data);
             }
             Ok(())

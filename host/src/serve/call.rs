@@ -56,8 +56,8 @@ impl Server {
         name: &str,
         version: &str,
     ) -> Result<&'a Arc<Function>, AnswerError> {
-        let function =
-            snapshot.models.get(name).ok_or_else(|| AnswerError::ModelNotFound(name.to_owned()))?;
+        let function = snapshot.models.get(name);
+        let function = function.ok_or_else(|| self.nowhere(AnswerError::ModelNotFound(name.to_owned())))?;
         if !version.is_empty() && version != function.version {
             let (name, version) = (name.to_owned(), version.to_owned());
             return Err(AnswerError::VersionNotFound { name, version, there: function.version.clone() });
@@ -68,6 +68,15 @@ impl Server {
     /// Whether calls are taken.
     pub fn is_ready(&self) -> bool {
         self.functions.published() && !self.draining()
+    }
+
+    /// Refuses new calls while the host shuts down. To be asked before a call is read: one that is on its way by then
+    /// is finished.
+    ///
+    /// # Errors
+    /// Where the host shuts down.
+    pub fn takes_calls(&self) -> Result<(), AnswerError> {
+        if self.draining() { Err(AnswerError::Draining) } else { Ok(()) }
     }
 
     /// Whether calls of this function are taken. Its graphs need not be in memory for that.
@@ -103,9 +112,6 @@ impl Server {
         trace: &mut Trace,
     ) -> Result<Outcome, AnswerError> {
         let started = Instant::now();
-        if self.draining() {
-            return Err(AnswerError::Draining);
-        }
         if !function.is_ready() {
             return Err(AnswerError::NotReady(function.model.clone()));
         }

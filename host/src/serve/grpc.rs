@@ -109,6 +109,7 @@ impl Called<'_> {
         trace: &mut Trace,
     ) -> Result<Response<Body>, AnswerError> {
         if self.path == "/inference.GRPCInferenceService/ModelInfer" {
+            server.takes_calls()?;
             let answer = infer::model_infer(server, snapshot, self.headers, body, trace).await;
             return answer.map(response);
         }

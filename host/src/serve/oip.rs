@@ -151,14 +151,17 @@ pub async fn answer(
                 Aspect::Config => Ok(json(&model::config(function))),
                 Aspect::Statistics => Ok(json(&json!({ "model_stats": [model::statistics(function)] }))),
                 Aspect::Infer => {
+                    server.takes_calls()?;
                     trace.function = Some(function.clone());
                     infer::infer(server, function, request, trace).await
                 }
                 Aspect::Generate => {
+                    server.takes_calls()?;
                     trace.function = Some(function.clone());
                     infer::generate(server, function, request, trace).await
                 }
                 Aspect::GenerateStream => {
+                    server.takes_calls()?;
                     trace.function = Some(function.clone());
                     infer::generate_stream(server, function, request, trace).await
                 }

@@ -87,7 +87,11 @@ fn check_existence(component: &Component, errors: &mut Vec<ManifestError>) {
         check(component.line, &format!("component `{}`", component.id), path, hint);
     }
     for (name, model) in &component.models {
-        let what = format!("model `{name}` of component `{}`", component.id);
+        // Of a model that was named on the command line there is nothing else to say.
+        let what = match model.line {
+            0 => "the model".to_owned(),
+            _ => format!("model `{name}` of component `{}`", component.id),
+        };
         check(model.line, &what, &model.path, "correct `path`");
         if let Some(weights) = &model.weights {
             check(model.line, &what, weights, "put it there or correct `weights`");

@@ -23,7 +23,7 @@ impl Manifest {
         for path in paths {
             match component(path) {
                 Ok(component) => components.push(component),
-                Err(message) => errors.push(ManifestError { line: 1, message }),
+                Err(message) => errors.push(ManifestError { line: 0, message }),
             }
         }
         if !errors.is_empty() {
@@ -46,7 +46,8 @@ impl Manifest {
 fn component(path: &Path) -> Result<Component, String> {
     let encoding = encoding_of(path).ok_or_else(|| {
         format!(
-            "`{}` is not a model file: ONNX files end in `.onnx`, OpenVINO models in `.xml`",
+            "`{}` is not a model file: ONNX files end in `.onnx`, OpenVINO models in `.xml`; an app is served with \
+             `tenon up --from PATH`",
             path.display()
         )
     })?;
@@ -63,7 +64,7 @@ fn component(path: &Path) -> Result<Component, String> {
         concurrency: None,
         batching: None,
         queue_length: None,
-        line: 1,
+        line: 0,
     };
     Ok(Component {
         id: name.clone(),
@@ -77,7 +78,7 @@ fn component(path: &Path) -> Result<Component, String> {
         models: BTreeMap::from([(name, model)]),
         model_name: None,
         limits: Limits::default(),
-        line: 1,
+        line: 0,
     })
 }
 

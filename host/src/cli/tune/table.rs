@@ -71,18 +71,22 @@ fn recommended(report: &Report, model: &str, component: &Component, args: &TuneA
     if !report.threads.iter().chain(&report.batching).any(|one| fits(&one)) {
         text += "  # nothing that was tried keeps within the 99th percentile that was asked for\n";
     }
-    let _ = writeln!(
-        text,
-        "  # host.toml\n  [inference]\n  threads = {}\n  # spin.toml\n  [component.{}.tool.tenon.models.{model}]\n  concurrency = {}",
-        report.best.threads, component.id, report.best.threads
-    );
-    match report.best.batching {
+    let Settings { threads, batching } = report.best;
+    let path = component.models.get(model).map(|model| model.path.display().to_string()).unwrap_or_default();
+    let mut entry = format!("path = {path:?}, concurrency = {threads}");
+    match batching {
         Some(batching) => {
             let (size, delay) = (batching.max_size, batching.max_delay.as_micros());
-            let _ = writeln!(text, "  batching = {{ max_size = {size}, max_delay_us = {delay} }}");
+            let _ = write!(entry, ", batching = {{ max_size = {size}, max_delay_us = {delay} }}");
         }
         None => text += "  # no batching: it gains less than 5 % here\n",
     }
+    let _ = writeln!(
+        text,
+        "  # host.toml, which is given with --config\n  [inference]\n  threads = {threads}\n  # spin.toml, in place of what \
+         is there of the model\n  [component.{}.tool.tenon]\n  models.{model} = {{ {entry} }}",
+        component.id
+    );
     if component.source != Source::Model {
         text += "\nOnly the model was measured: the function's own code comes to each call.\n";
     }
