@@ -1,7 +1,7 @@
 //! Whose turn it is on a graph: a bounded number of runs at once, a bounded queue, and calls joined into
 //! batches.
 //!
-//! Every graph has one [`Scheduler`], which stands between the check of a call's inputs and the pool.
+//! Every graph has one `Scheduler`, which stands between the check of a call's inputs and the pool.
 //!
 //! **Places.** At most as many runs as the model's `concurrency`, and never more than the pool has threads,
 //! are under way at once: what waits, waits here, where it can be ordered, joined and withdrawn. A call that

@@ -10,7 +10,7 @@ use crate::tensor::{Datatype, Tensor};
 
 /// A BYTES tensor of at most `limit` bytes with the `classes` highest values of a tensor, the highest first, each as
 /// the text `value:index`. Where the tensor has more than one dimension, the first one is a batch: the answer has the
-/// shape [batch, classes], else [classes]. NaN counts as the lowest value, and of equal values the first one is first.
+/// shape `[batch, classes]`, else `[classes]`. NaN counts as the lowest value, and of equal values the first one is first.
 ///
 /// # Errors
 /// Where it is longer. A tensor of BOOL or BYTES has no classes, and is answered with none.
