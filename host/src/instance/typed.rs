@@ -32,6 +32,13 @@ pub struct Reply {
     pub parameters: Vec<(String, Parameter)>,
 }
 
+impl Reply {
+    /// Bytes of all tensors together.
+    pub fn tensor_bytes(&self) -> usize {
+        self.outputs.iter().map(|(_, tensor)| tensor.data().len()).sum()
+    }
+}
+
 /// A value beside the tensors.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Parameter {

@@ -197,7 +197,11 @@ pub fn problem(problem: &Problem) -> Response<Body> {
         "status": problem.status,
         "detail": problem.detail,
     });
-    let mut response = text("application/problem+json", body.to_string());
+    refusal(problem, text("application/problem+json", body.to_string()))
+}
+
+/// What every form of an error has over HTTP: its status, and when or how to try again.
+pub fn refusal(problem: &Problem, mut response: Response<Body>) -> Response<Body> {
     *response.status_mut() =
         StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     if let Some(seconds) = problem.retry_after_s {

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 
@@ -150,20 +149,16 @@ pub async fn answer(
                 Aspect::Ready => Err(AnswerError::NotReady(function.model.clone())),
                 Aspect::Config => Ok(json(&model::config(function))),
                 Aspect::Statistics => Ok(json(&json!({ "model_stats": [model::statistics(function)] }))),
-                Aspect::Infer => {
+                Aspect::Infer | Aspect::Generate | Aspect::GenerateStream => {
                     server.takes_calls()?;
                     trace.function = Some(function.clone());
-                    infer::infer(server, function, request, trace).await
-                }
-                Aspect::Generate => {
-                    server.takes_calls()?;
-                    trace.function = Some(function.clone());
-                    infer::generate(server, function, request, trace).await
-                }
-                Aspect::GenerateStream => {
-                    server.takes_calls()?;
-                    trace.function = Some(function.clone());
-                    infer::generate_stream(server, function, request, trace).await
+                    match aspect {
+                        Aspect::Generate => infer::generate(server, function, request, trace).await,
+                        Aspect::GenerateStream => {
+                            infer::generate_stream(server, function, request, trace).await
+                        }
+                        _ => infer::infer(server, function, request, trace).await,
+                    }
                 }
             }
         }
@@ -198,23 +193,11 @@ pub fn refused_at_once(
 
 /// An error in the protocol's form.
 pub fn problem(problem: &Problem) -> Response<Body> {
-    let mut response = json(&json!({ "error": problem.detail }));
-    *response.status_mut() =
-        StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let headers = response.headers_mut();
-    if let Some(seconds) = problem.retry_after_s {
-        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
-    }
-    if let Some(allowed) = problem.allowed {
-        headers.insert(ALLOW, HeaderValue::from_static(allowed));
-    }
-    response
+    body::refusal(problem, json(&json!({ "error": problem.detail })))
 }
 
 fn json(value: &Value) -> Response<Body> {
-    let mut response = Response::new(Body::Whole(Some(value.to_string().into())));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(body::JSON));
-    response
+    body::text(body::JSON, value.to_string())
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use thiserror::Error;
 
+use super::json::Refused;
 use crate::function::Overloaded;
 use crate::instance::CallError;
 
@@ -53,6 +54,15 @@ pub enum AnswerError {
     ReplyTooLarge(usize),
     #[error("something went wrong in the host")]
     Internal,
+}
+
+impl From<Refused> for AnswerError {
+    fn from(refused: Refused) -> AnswerError {
+        match refused {
+            Refused::Input(reason) => AnswerError::InvalidInput(reason),
+            Refused::NoRoom => AnswerError::Overloaded,
+        }
+    }
 }
 
 impl From<Overloaded> for AnswerError {

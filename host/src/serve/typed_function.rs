@@ -9,7 +9,7 @@ use hyper::body::Incoming;
 
 use super::body::{self, Body, Budget, Collected, Share};
 use super::call::Caller;
-use super::json::{Refused, TooLong};
+use super::json::TooLong;
 use super::status::AnswerError;
 use super::{Server, Trace, is_post, json};
 use crate::function::Function;
@@ -65,10 +65,7 @@ fn from_json(collected: Collected, function: &Function) -> Result<Call, AnswerEr
     let Collected { bytes, mut share } = collected;
     let description = function.revision.description.as_ref().ok_or(AnswerError::Internal)?;
     let read = json::request(&bytes, description, &mut |more| share.grow(more).is_ok());
-    let (id, request) = read.map_err(|refused| match refused {
-        Refused::Input(reason) => AnswerError::InvalidInput(reason),
-        Refused::NoRoom => AnswerError::Overloaded,
-    })?;
+    let (id, request) = read?;
     // From here on the tensors are held in place of the body.
     share.shrink(bytes.len());
     Ok(Call { request, form: Form::Json { id }, share })
@@ -110,7 +107,7 @@ pub async fn answer(
         (Form::Raw, None) => None,
         (Form::Json { id }, _) => id,
     };
-    let bytes = outcome.reply.outputs.iter().map(|(_, tensor)| tensor.data().len()).sum();
+    let bytes = outcome.reply.tensor_bytes();
     let function = Arc::clone(function);
     let write = move || {
         let limit = function.revision.response_body_bytes;

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::super::body::Share;
-use super::super::json::{Refused, in_order, known_output};
+use super::super::json::{in_order, known_output};
 use super::super::status::AnswerError;
 use super::contents;
 use super::wire::{Fields, Malformed, Value, varint};
@@ -134,10 +134,7 @@ impl<'a> Call<'a> {
     pub(super) fn wanted(&self, description: &Description) -> Result<Vec<Wanted>, AnswerError> {
         let mut outputs: Vec<Wanted> = Vec::with_capacity(self.outputs.len());
         for Output { name, classes } in &self.outputs {
-            let port = known_output(name, description).map_err(|refused| match refused {
-                Refused::Input(reason) => wrong(reason),
-                Refused::NoRoom => AnswerError::Overloaded,
-            })?;
+            let port = known_output(name, description)?;
             if outputs.iter().any(|earlier| earlier.name == *name) {
                 return Err(wrong(format!("output `{name}` is asked for twice")));
             }

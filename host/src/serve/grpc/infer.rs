@@ -139,7 +139,7 @@ pub(super) async fn write(
 ) -> Result<Vec<Bytes>, AnswerError> {
     // Raw tensors become parts of the answer as they are.
     let is_lent = form.is_raw && form.wanted.iter().all(|wanted| wanted.classes == 0);
-    let work = if is_lent { 0 } else { reply.outputs.iter().map(|(_, tensor)| tensor.data().len()).sum() };
+    let work = if is_lent { 0 } else { reply.tensor_bytes() };
     aside(work, move || {
         let _held = held;
         let Form { function, id, wanted, is_raw } = &form;

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::super::body::{self, Body, Collected, Share};
 use super::super::call::Caller;
-use super::super::json::{Refused, TooLong};
+use super::super::json::TooLong;
 use super::super::status::AnswerError;
 use super::super::typed_function::aside;
 use super::super::{Server, Trace};
@@ -40,14 +40,13 @@ pub(super) async fn infer(
     trace: &mut Trace,
 ) -> Result<Response<Body>, AnswerError> {
     let whole = collect(server, function, request).await?;
-    let length = binary::header_length(values(&whole.headers, &HEADER_LENGTH)).map_err(refused)?;
+    let length = binary::header_length(values(&whole.headers, &HEADER_LENGTH))?;
     let Whole { bytes, mut share, headers } = whole;
     let called = Arc::clone(function);
     let (request, share) = aside(bytes.len(), move || {
         let description = called.revision.description.as_ref().ok_or(AnswerError::Internal)?;
         let held = bytes.len();
-        let read = message::decode(bytes, length, description, &mut |more| share.grow(more).is_ok());
-        let read = read.map_err(refused)?;
+        let read = message::decode(bytes, length, description, &mut |more| share.grow(more).is_ok())?;
         if !read.holds_body {
             // From here on the tensors are held in place of the body.
             share.shrink(held);
@@ -58,7 +57,7 @@ pub(super) async fn infer(
     let (id, wanted) = (request.id, request.wanted);
     let outcome = server.infer(function, request.call, Caller { deadline: None, share }, trace).await?;
     let function = Arc::clone(function);
-    let bytes = outcome.reply.outputs.iter().map(|(_, tensor)| tensor.data().len()).sum();
+    let bytes = outcome.reply.tensor_bytes();
     aside(bytes, move || {
         let limit = function.revision.response_body_bytes;
         let (model, version) = (&function.model, &function.version);
@@ -78,7 +77,7 @@ pub(super) async fn generate(
     let (id, request, share, headers) = read_plain(server, function, request).await?;
     let outcome = server.infer(function, request, Caller { deadline: None, share }, trace).await?;
     let function = Arc::clone(function);
-    let bytes = outcome.reply.outputs.iter().map(|(_, tensor)| tensor.data().len()).sum();
+    let bytes = outcome.reply.tensor_bytes();
     aside(bytes, move || {
         let body = write_plain(&function, id.as_deref(), &outcome.reply)?;
         let encoded = Encoded { body: vec![body.into()], header_length: None };
@@ -157,7 +156,7 @@ async fn read_plain(
     aside(bytes.len(), move || {
         let description = function.revision.description.as_ref().ok_or(AnswerError::Internal)?;
         let read = plain::decode_generate(&bytes, description, &mut |more| share.grow(more).is_ok());
-        let (id, request) = read.map_err(refused)?;
+        let (id, request) = read?;
         share.shrink(bytes.len());
         Ok((id, request, share, headers))
     })
@@ -195,13 +194,6 @@ fn respond(encoded: Encoded, asked: &HeaderMap) -> Response<Body> {
 
 fn values<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
     headers.get_all(name).into_iter().map(HeaderValue::as_bytes)
-}
-
-fn refused(refused: Refused) -> AnswerError {
-    match refused {
-        Refused::Input(reason) => AnswerError::InvalidInput(reason),
-        Refused::NoRoom => AnswerError::Overloaded,
-    }
 }
 
 fn unreadable(error: Unreadable) -> AnswerError {

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use crate::backend::Port;
 use crate::function::Function;
 use crate::function::statistics::Spent;
+use crate::nn::models::metadata_shape;
 use crate::tensor::Datatype;
 
 /// The server's name in the protocol.
@@ -34,8 +35,7 @@ pub fn ports(function: &Function) -> (&[Port], &[Port]) {
 
 /// A shape as the protocol tells it: -1 for a dimension that the caller chooses, also where not even the rank is known.
 pub fn shape(port: &Port) -> Vec<i64> {
-    let Some(shape) = &port.shape else { return vec![-1] };
-    shape.iter().map(|dim| dim.map_or(-1, |dim| i64::try_from(dim).unwrap_or(i64::MAX))).collect()
+    port.shape.as_deref().map_or_else(|| vec![-1], metadata_shape)
 }
 
 /// What runs the model, and its format: `<project>_<format>`.
