@@ -3,3 +3,4 @@
 pub mod cache;
 pub mod fetch;
 pub mod manifest;
+pub mod oci;
