@@ -116,6 +116,9 @@ pub struct Deadline {
     pub ms: u64,
 }
 
+/// More than any guest uses up within its deadline: it is counted, not bounded.
+const FUEL: u64 = u64::MAX;
+
 /// What the epoch callback raises; never seen by callers.
 #[derive(Debug, Error)]
 #[error("deadline exceeded")]
@@ -201,7 +204,19 @@ impl Program {
             if Instant::now() >= deadline.at { Err(Overdue.into()) } else { Ok(UpdateDeadline::Yield(1)) }
         });
         store.set_epoch_deadline(1);
+        if around.engines.count_fuel() {
+            store.set_fuel(FUEL).map_err(|error| CallError::Start(chain(&error)))?;
+        }
         Ok(store)
+    }
+
+    /// Notes what an instance used that has ended.
+    fn ended(&self, store: &Store<State>) {
+        // Asking an engine that does not count is an error, which costs its making in every call.
+        let counted = self.surroundings.engines.count_fuel().then(|| store.get_fuel());
+        let fuel = counted.and_then(Result::ok).map(|left| FUEL - left);
+        let state = store.data();
+        state.nn.meter().ended(state.limits.peak(), fuel);
     }
 
     fn running(&self) -> Running {
