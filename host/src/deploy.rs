@@ -105,6 +105,14 @@ pub struct Step {
     pub took: Duration,
 }
 
+/// A compiled component.
+struct Code {
+    compiled: crate::instance::compile::Compiled,
+    digest: String,
+    /// Bytes of the component.
+    bytes: u64,
+}
+
 /// The limits of one function, in the units of its revision.
 struct Limits {
     memory_bytes: usize,
@@ -123,13 +131,17 @@ impl Deployer {
     ///
     /// # Errors
     /// Everything that is wrong with it, at once.
-    pub async fn deploy(&self, app: &Manifest, report: &(dyn Fn(Step) + Sync)) -> Result<(), AppError> {
-        let files = app.files()?;
+    pub async fn deploy(
+        &self,
+        app: &Manifest,
+        files: &Files,
+        report: &(dyn Fn(Step) + Sync),
+    ) -> Result<(), AppError> {
         let mut functions = Vec::new();
         let mut errors = Vec::new();
         for component in &app.components {
             let name = app.function(component);
-            match self.function(app, component, &files, report).await {
+            match self.function(app, component, files, report).await {
                 Ok(function) if same_model_name(&functions, &function) => {
                     errors.push((name, DeployError::SameModelName(function.model)));
                 }
@@ -195,8 +207,9 @@ impl Deployer {
             table_elements: self.config.limits.table_elements,
             handles: self.config.limits.handles,
         };
+        let component_bytes = code.as_ref().map_or(0, |code| code.bytes);
         let (program, description, digest) = match code {
-            Some((compiled, digest)) => {
+            Some(Code { compiled, digest, .. }) => {
                 let program = Program::link(&compiled.component, compiled.flavor, surroundings)?;
                 let description = program.describe(until(DESCRIBE_MS)).await;
                 (program, description.map_err(DeployError::Describe)?, digest)
@@ -215,6 +228,7 @@ impl Deployer {
             program: Arc::new(program),
             description,
             digest,
+            component_bytes,
             deadline_ms: limits.deadline_ms,
             request_body_bytes: limits.request_body_bytes,
             response_body_bytes: limits.response_body_bytes,
@@ -250,19 +264,19 @@ impl Deployer {
         })
     }
 
-    /// The native code of a component, and the component's digest.
+    /// The native code of a component.
     async fn code(
         &self,
         name: &str,
         component: &Component,
         report: &(dyn Fn(Step) + Sync),
-    ) -> Result<(crate::instance::compile::Compiled, String), DeployError> {
+    ) -> Result<Code, DeployError> {
         let fetched =
             timed(report, &format!("{name}: component"), fetch::component(&component.source)).await?;
         let digest = hex(&Sha256::digest(&fetched.wasm));
         let compiled =
             timed(report, &format!("{name}: native code"), self.compile(&fetched, &digest)).await?;
-        Ok((compiled, digest))
+        Ok(Code { compiled, digest, bytes: fetched.wasm.len() as u64 })
     }
 
     async fn compile(

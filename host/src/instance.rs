@@ -174,6 +174,18 @@ impl Program {
         }
     }
 
+    /// Bytes of the component's native code, mapped from the cache where it could be kept there.
+    pub fn native_bytes(&self) -> usize {
+        let component = match &self.kind {
+            Kind::Model(_) => return 0,
+            Kind::Typed(pre) => pre.instance_pre().component(),
+            Kind::HttpP2(pre) => pre.instance_pre().component(),
+            Kind::HttpP3(pre) => pre.instance_pre().component(),
+        };
+        let image = component.image_range();
+        image.end as usize - image.start as usize
+    }
+
     /// The models that the function was granted.
     pub fn granted(&self) -> &Granted {
         &self.surroundings.granted

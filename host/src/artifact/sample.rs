@@ -3,6 +3,8 @@
 //! A sample is a JSON file. The bytes of requests and answers that are no JSON stand in files beside it.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Component, Path};
 
 use serde::{Deserialize, Serialize};
@@ -176,6 +178,20 @@ impl Sample {
             None => Ok(()),
         }
     }
+}
+
+/// Reads the file of a sample, or one that it names.
+///
+/// # Errors
+/// Where it cannot be read, or is larger than [`MAX_SAMPLE_BYTES`].
+pub fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_SAMPLE_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_SAMPLE_BYTES {
+        let mib = MAX_SAMPLE_BYTES >> 20;
+        return Err(io::Error::other(format!("it is larger than the {mib} MiB of a sample's file")));
+    }
+    Ok(bytes)
 }
 
 /// Whether more than one is there.

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST, HeaderName, HeaderValue};
 use http::{Method, Request, Uri};
 use http_body_util::{BodyExt, Full, Limited};
+use tokio::sync::oneshot;
 
 use super::{Golden, NotRunnable, Ran, Verdict, failed};
 use crate::artifact::sample::Response;
@@ -29,8 +30,9 @@ pub(super) async fn run(
     let request = request(golden, function, snapshot)?;
     let revision = &function.revision;
     let started = Instant::now();
-    // The revision must outlive its instances.
-    let held = Arc::clone(function);
+    // The revision must outlive its instances, and what an instance used is known when it has ended.
+    let (ended, end) = oneshot::channel::<()>();
+    let held = (Arc::clone(function), ended);
     let (answered, meter) = revision.program.handle(request, deadline, held).await;
     let answered = match answered {
         Ok(response) => {
@@ -43,6 +45,7 @@ pub(super) async fn run(
         Err(error) => Err(error),
     };
     let took = started.elapsed();
+    let _ = tokio::time::timeout_at(deadline.at.into(), end).await;
     let verdict = match (&answered, &golden.sample.response) {
         (Err(error), _) => failed(golden, error),
         (Ok(_), None) => Verdict::NothingExpected,
@@ -52,7 +55,6 @@ pub(super) async fn run(
         status: (head.status != 200).then(|| head.status.as_u16()),
         ..body_response(&body)
     });
-    // The instance has ended with its body.
     Ok(Ran { verdict, response, took, usage: meter.read() })
 }
 
