@@ -65,7 +65,11 @@ pub enum ArchiveError {
 ///
 /// # Errors
 /// Where it is no archive, too large, or has something other than files and folders with proper paths.
-pub(super) fn list(path: &Path, compression: Compression, max_bytes: u64) -> Result<Vec<Entry>, ArchiveError> {
+pub(super) fn list(
+    path: &Path,
+    compression: Compression,
+    max_bytes: u64,
+) -> Result<Vec<Entry>, ArchiveError> {
     let mut entries = Vec::new();
     let mut buffer = vec![0; BUFFER_BYTES];
     walk(path, compression, max_bytes, &mut |path, size, content| {

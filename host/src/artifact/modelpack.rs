@@ -62,7 +62,9 @@ pub enum ModelPackError {
     Missing(Digest),
     #[error("the archive {digest}: {source}")]
     Archive { digest: Digest, source: ArchiveError },
-    #[error("its files are {found}: none is `*{ending}`, and the model is to be `encoding = \"{encoding}\"`{advice}")]
+    #[error(
+        "its files are {found}: none is `*{ending}`, and the model is to be `encoding = \"{encoding}\"`{advice}"
+    )]
     None { found: String, ending: &'static str, encoding: &'static str, advice: &'static str },
     #[error("several of its files are models: {0}; pack one of them alone")]
     Several(String),

@@ -224,7 +224,8 @@ impl<'a> Packing<'a> {
         }
         let mut triggers = Vec::new();
         for trigger in &app.triggers {
-            let is_ours = matches!(&trigger.target, Target::Component(id) if without_code.contains(id.as_str()));
+            let is_ours =
+                matches!(&trigger.target, Target::Component(id) if without_code.contains(id.as_str()));
             let list = if is_ours { &mut settings.triggers } else { &mut triggers };
             list.push(locked_trigger(trigger));
         }
@@ -350,12 +351,7 @@ impl<'a> Packing<'a> {
         Ok(own)
     }
 
-    fn model(
-        &mut self,
-        id: &str,
-        name: &str,
-        model: &manifest::Model,
-    ) -> Result<settings::Model, PackError> {
+    fn model(&mut self, id: &str, name: &str, model: &manifest::Model) -> Result<settings::Model, PackError> {
         if model.path.as_os_str().is_empty() {
             let reference = model.reference.clone().unwrap_or_default();
             return Err(PackError::NotPulled { id: id.to_owned(), name: name.to_owned(), reference });

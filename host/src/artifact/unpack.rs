@@ -89,7 +89,10 @@ pub enum UnpackError {
     NoContent { what: String },
     #[error("{what} has {size} bytes, and the settings say {expected}; push the app again with `tenon push`")]
     Size { what: String, size: u64, expected: u64 },
-    #[error("component `{id}` has the content type `{found}`, and `{}` is what can be run", locked::WASM_CONTENT)]
+    #[error(
+        "component `{id}` has the content type `{found}`, and `{}` is what can be run",
+        locked::WASM_CONTENT
+    )]
     ContentType { id: String, found: String },
     #[error("trigger `{0}` has a configuration that is not a table")]
     TriggerConfig(String),
@@ -97,7 +100,9 @@ pub enum UnpackError {
     SameId(String),
     #[error("`{path}` is not what a manifest can have: {reason}")]
     NotToml { path: String, reason: String },
-    #[error("component `{id}` has a file with the path `{path}`; paths of files are relative and have no `..`")]
+    #[error(
+        "component `{id}` has a file with the path `{path}`; paths of files are relative and have no `..`"
+    )]
     FilePath { id: String, path: String },
     #[error("component `{id}` has the file `{path}` twice, or as a file and as a folder")]
     SameFile { id: String, path: String },
@@ -288,9 +293,7 @@ fn refuse_models(id: &str, path: &Path) -> Result<(), UnpackError> {
     let outline = Outline::of_file(path);
     let outline = outline.map_err(|source| UnpackError::Wasm { id: id.to_owned(), source })?;
     match outline.models_import() {
-        Some(import) => {
-            Err(UnpackError::NeedsSettings { id: id.to_owned(), import: shown(import) })
-        }
+        Some(import) => Err(UnpackError::NeedsSettings { id: id.to_owned(), import: shown(import) }),
         None => Ok(()),
     }
 }
@@ -375,7 +378,8 @@ impl Image<'_> {
                 let what = format!("model `{}` of component `{id}`", shown(&name));
                 let Some(model) = component.models.get_mut(&name) else { continue };
                 model.path = self.sized(&what, &packed.file)?;
-                let weights = packed.weights.map(|weights| self.sized(&format!("the weights of {what}"), &weights));
+                let weights =
+                    packed.weights.map(|weights| self.sized(&format!("the weights of {what}"), &weights));
                 model.weights = weights.transpose()?;
                 model.reference = packed.reference;
                 model.file_name = Some(packed.name);
@@ -427,11 +431,7 @@ impl Contents for Image<'_> {
         Ok(mounts.map(|(path, source)| FileMount { source, destination: format!("/{path}") }).collect())
     }
 
-    fn settle(
-        &mut self,
-        _: &mut manifest::Component,
-        _: &mut Files,
-    ) -> Result<Option<String>, UnpackError> {
+    fn settle(&mut self, _: &mut manifest::Component, _: &mut Files) -> Result<Option<String>, UnpackError> {
         Ok(None)
     }
 

@@ -44,8 +44,9 @@ fn keep_only(trigger_type: &str, app: &mut LockedApp) {
         let component = trigger.trigger_config.get("component").and_then(Value::as_str);
         component.map(str::to_owned)
     };
-    let (kept, others): (Vec<_>, Vec<_>) =
-        std::mem::take(&mut app.triggers).into_iter().partition(|trigger| trigger.trigger_type == trigger_type);
+    let (kept, others): (Vec<_>, Vec<_>) = std::mem::take(&mut app.triggers)
+        .into_iter()
+        .partition(|trigger| trigger.trigger_type == trigger_type);
     let ours: BTreeSet<_> = kept.iter().filter_map(target).collect();
     let theirs: BTreeSet<_> = others.iter().filter_map(target).collect();
     app.components.retain(|component| ours.contains(&component.id) || !theirs.contains(&component.id));
@@ -127,7 +128,9 @@ impl Contents for OnDisk<'_> {
             mounts.extend(found.map_err(|reason| UnpackError::Read { path: source, reason })?);
         }
         mounts.sort_by(|one, other| one.destination.cmp(&other.destination));
-        if let Some([one, _]) = mounts.array_windows().find(|[one, other]| one.destination == other.destination) {
+        if let Some([one, _]) =
+            mounts.array_windows().find(|[one, other]| one.destination == other.destination)
+        {
             let path = shown(&one.destination);
             return Err(UnpackError::SameFile { id: component.id.clone(), path });
         }
