@@ -210,6 +210,7 @@ async fn hold(host: &TestHost, file: &str) -> Lease {
         path: host.folder.path().join(file),
         weights: None,
         reference: None,
+        file_name: None,
         encoding: Encoding::Onnx,
         target: ExecutionTarget::Cpu,
         backend: None,

@@ -153,6 +153,7 @@ async fn admitted(host: &TestHost, path: &str) -> Model {
         path: path.into(),
         weights: None,
         reference: None,
+        file_name: None,
         encoding: Encoding::Onnx,
         target: ExecutionTarget::Cpu,
         backend: None,

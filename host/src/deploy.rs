@@ -4,18 +4,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sha2::{Digest, Sha256};
 use thiserror::Error;
 
+use crate::artifact::blobs::Hold;
 use crate::artifact::cache::CacheError;
 use crate::artifact::fetch::{self, FetchError};
 use crate::artifact::manifest::{
     Component, Files, Manifest, ManifestErrors, Source, Target as TriggerTarget,
 };
+use crate::artifact::oci::Digest;
 use crate::backend::available::ChooseError;
 use crate::backend::batch::check_batchable;
 use crate::backend::residency::{AcquireError, Model, Residency};
-use crate::backend::vet::{VetError, hex};
+use crate::backend::vet::VetError;
 use crate::config::Config;
 use crate::function::revision::ModelSummary;
 use crate::function::route::{Route, StaticResponse};
@@ -53,6 +54,8 @@ pub enum DeployError {
     Model { name: String, source: ModelError },
     #[error("{0}")]
     Link(#[from] LinkError),
+    #[error("its code cannot be kept: {0}")]
+    Cache(CacheError),
     #[error("its files cannot be mounted: {0}")]
     Files(CacheError),
     #[error("it could not describe itself: {0}")]
@@ -111,6 +114,8 @@ struct Code {
     digest: String,
     /// Bytes of the component.
     bytes: u64,
+    /// Keeps it and its native code in the cache.
+    hold: Hold,
 }
 
 /// The limits of one function, in the units of its revision.
@@ -155,6 +160,9 @@ impl Deployer {
         let routes = routes(app, &functions).map_err(AppError::Routes)?;
         let about = App { name: app.name.clone(), version: app.version.clone() };
         self.functions.publish(Snapshot::new(about, functions, routes));
+        // What was compiled and derived counts too, and what was served until now may have made room for it.
+        let cache = self.intake.cache.clone();
+        tokio::task::spawn_blocking(move || cache.keep_bound());
         Ok(())
     }
 
@@ -208,11 +216,11 @@ impl Deployer {
             handles: self.config.limits.handles,
         };
         let component_bytes = code.as_ref().map_or(0, |code| code.bytes);
-        let (program, description, digest) = match code {
-            Some(Code { compiled, digest, .. }) => {
+        let (program, description, digest, kept) = match code {
+            Some(Code { compiled, digest, hold, .. }) => {
                 let program = Program::link(&compiled.component, compiled.flavor, surroundings)?;
                 let description = program.describe(until(DESCRIBE_MS)).await;
-                (program, description.map_err(DeployError::Describe)?, digest)
+                (program, description.map_err(DeployError::Describe)?, digest, Some(hold))
             }
             None => {
                 // The manifest has seen to it that there is one.
@@ -221,7 +229,7 @@ impl Deployer {
                 let program = Program::model(model, surroundings);
                 let load = until(self.config.models.load_ms);
                 let description = timed(report, &format!("{name}: graph"), program.describe(load)).await;
-                (program, description.map_err(DeployError::DescribeModel)?, digest)
+                (program, description.map_err(DeployError::DescribeModel)?, digest, None)
             }
         };
         Ok(Revision {
@@ -234,6 +242,7 @@ impl Deployer {
             response_body_bytes: limits.response_body_bytes,
             models,
             files,
+            kept: Arc::new(kept),
         })
     }
 
@@ -264,7 +273,7 @@ impl Deployer {
         })
     }
 
-    /// The native code of a component.
+    /// The native code of a component, and what keeps it in the cache.
     async fn code(
         &self,
         name: &str,
@@ -273,10 +282,15 @@ impl Deployer {
     ) -> Result<Code, DeployError> {
         let fetched =
             timed(report, &format!("{name}: component"), fetch::component(&component.source)).await?;
-        let digest = hex(&Sha256::digest(&fetched.wasm));
+        let digest = Digest::of(&fetched.wasm);
+        // Before it is looked for: what is held stays.
+        let cache = self.intake.cache.clone();
+        let hold = tokio::task::spawn_blocking(move || cache.hold([digest]));
+        let hold = hold.await.expect("holding does not panic").map_err(DeployError::Cache)?;
+        let digest = digest.hex();
         let compiled =
             timed(report, &format!("{name}: native code"), self.compile(&fetched, &digest)).await?;
-        Ok(Code { compiled, digest, bytes: fetched.wasm.len() as u64 })
+        Ok(Code { compiled, digest, bytes: fetched.wasm.len() as u64, hold })
     }
 
     async fn compile(
