@@ -16,6 +16,7 @@ pub mod app;
 pub mod backend;
 pub mod build;
 pub mod check;
+pub mod cache;
 pub mod conformance;
 pub mod doctor;
 pub mod new;
@@ -50,6 +51,7 @@ enum Command {
     Tune(tune::TuneArgs),
     /// Shows inference backends, and obtains their libraries.
     Backend(backend::BackendArgs),
+    Cache(cache::CacheArgs),
     /// Tells what is wrong with a setup, and the command that mends it.
     Doctor(doctor::DoctorArgs),
     /// Tries a model out; the host starts this by itself.
@@ -83,6 +85,7 @@ pub fn run() -> anyhow::Result<()> {
         Command::Check(args) => runtime()?.block_on(check::run(&args, config, &progress)),
         Command::Conformance(args) => conformance::run(&args, &progress),
         Command::Tune(args) => runtime()?.block_on(tune::run(&args, config, &progress)),
+        Command::Cache(args) => cache::run(&args, &config, &progress),
         Command::Up(args) => runtime()?.block_on(up::run(args, config, &progress)),
         Command::Backend(args) => {
             let libraries = trusted_libraries(&config)?;
