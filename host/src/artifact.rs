@@ -4,3 +4,5 @@ pub mod cache;
 pub mod fetch;
 pub mod manifest;
 pub mod oci;
+pub mod reference;
+pub mod registry;
