@@ -1,5 +1,6 @@
 //! What is deployed: components, models and settings, known by their digests.
 
+pub mod blobs;
 pub mod cache;
 pub mod fetch;
 pub mod manifest;

@@ -52,10 +52,12 @@ pub struct TlsFiles {
 }
 
 /// The host's own directory.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cache {
     /// As the operator gave it; [`Config::cache_dir`] resolves it.
     pub dir: Option<PathBuf>,
+    /// 0 is no bound.
+    pub max_mib: u64,
 }
 
 /// Where artifacts come from and go to.
@@ -189,6 +191,12 @@ impl Default for Listen {
     }
 }
 
+impl Default for Cache {
+    fn default() -> Self {
+        Self { dir: None, max_mib: 51_200 }
+    }
+}
+
 impl Default for Registry {
     fn default() -> Self {
         Self {
@@ -299,6 +307,13 @@ impl Config {
     }
 }
 
+impl Cache {
+    /// The most bytes of the cache; 0 is no bound.
+    pub fn max_bytes(&self) -> u64 {
+        self.max_mib << 20
+    }
+}
+
 impl Models {
     /// The memory budget in bytes on a machine with `physical_bytes` of memory.
     pub fn budget_bytes(&self, physical_bytes: u64) -> u64 {
@@ -380,7 +395,7 @@ mod tests {
     fn the_cache_has_a_place() {
         let check = |dir: &str, xdg: &str, home: &str, expected: Option<&str>| {
             let some = |value: &str| Some(value.to_owned()).filter(|value| !value.is_empty());
-            let cache = Cache { dir: some(dir).map(PathBuf::from) };
+            let cache = Cache { dir: some(dir).map(PathBuf::from), ..Cache::default() };
             let config = Config { cache, ..Config::default() };
             let found = config.cache_dir_given(some(xdg), some(home)).ok();
             assert_eq!(found, expected.map(PathBuf::from), "{dir} {xdg} {home}");

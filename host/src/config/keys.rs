@@ -33,7 +33,7 @@ const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 pub(super) fn read(root: &mut Table<'_>, dir: &Path) -> Config {
     Config {
         listen: root.table("listen", |t| listen(t, dir)).unwrap_or_default(),
-        cache: root.table("cache", |t| Cache { dir: path(t, "dir", dir) }).unwrap_or_default(),
+        cache: root.table("cache", |t| cache(t, dir)).unwrap_or_default(),
         registry: root.table("registry", |t| registry(t, dir)).unwrap_or_default(),
         limits: root.table("limits", limits).unwrap_or_default(),
         models: root.table("models", models).unwrap_or_default(),
@@ -84,6 +84,13 @@ fn tls(t: &mut Table<'_>, dir: &Path) -> Option<TlsFiles> {
             None
         }
     }
+}
+
+fn cache(t: &mut Table<'_>, dir: &Path) -> Cache {
+    let mut cache = Cache { dir: path(t, "dir", dir), ..Cache::default() };
+    // Up to a pebibyte: sums of bytes must not overflow.
+    set(t, "max_mib", 0..=1 << 30, "MiB", &mut cache.max_mib);
+    cache
 }
 
 fn registry(t: &mut Table<'_>, dir: &Path) -> Registry {
