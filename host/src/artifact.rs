@@ -9,6 +9,8 @@ pub mod manifest;
 pub mod modelpack;
 pub mod oci;
 pub mod package;
+pub mod reference;
+pub mod registry;
 pub mod sample;
 pub mod settings;
 pub mod unpack;
