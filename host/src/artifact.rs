@@ -3,6 +3,7 @@
 pub mod blobs;
 pub mod cache;
 pub mod fetch;
+pub mod layout;
 pub mod manifest;
 pub mod oci;
 pub mod reference;
