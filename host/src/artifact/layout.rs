@@ -78,7 +78,8 @@ struct Index {
 /// Where the folder holds anything else, a blob is not there, or it cannot be written.
 pub fn write(digest: &Digest, name: Option<&str>, from: &Blobs, folder: &Path) -> Result<(), LayoutError> {
     let bytes = from.read(digest, MAX_MANIFEST_BYTES)?.ok_or(LayoutError::NotHere(*digest))?;
-    let manifest = ImageManifest::parse(&bytes).map_err(|error| LayoutError::Manifest { digest: *digest, error })?;
+    let manifest =
+        ImageManifest::parse(&bytes).map_err(|error| LayoutError::Manifest { digest: *digest, error })?;
     check_room(folder)?;
     let failed = |path: &Path| {
         let path = path.to_owned();
@@ -86,7 +87,8 @@ pub fn write(digest: &Digest, name: Option<&str>, from: &Blobs, folder: &Path) -
     };
     let store = BLOBS.iter().fold(folder.to_owned(), |path, part| path.join(part));
     fs::create_dir_all(&store).map_err(failed(&store))?;
-    let blobs: BTreeSet<Digest> = manifest.blobs().into_iter().map(|blob| blob.digest).chain([*digest]).collect();
+    let blobs: BTreeSet<Digest> =
+        manifest.blobs().into_iter().map(|blob| blob.digest).chain([*digest]).collect();
     for blob in &blobs {
         let source = from.get(blob)?.ok_or(LayoutError::NotHere(*blob))?;
         let target = store.join(blob.hex());
@@ -254,7 +256,12 @@ fn open_file(folder: &OwnedFd, name: &str) -> io::Result<File> {
 }
 
 /// The bytes of a small file, if it is there.
-fn read_small(folder: &OwnedFd, name: &str, limit: u64, shown: &Path) -> Result<Option<Vec<u8>>, LayoutError> {
+fn read_small(
+    folder: &OwnedFd,
+    name: &str,
+    limit: u64,
+    shown: &Path,
+) -> Result<Option<Vec<u8>>, LayoutError> {
     let failed = |source| LayoutError::Read { path: shown.to_owned(), source };
     let file = match open_file(folder, name) {
         Ok(file) => file,

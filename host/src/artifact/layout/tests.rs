@@ -21,7 +21,9 @@ impl Bench {
     }
 
     fn put(&self, layers: &[&[u8]]) -> Digest {
-        let descriptor = |bytes: &[u8]| Descriptor::new("application/x", self.blobs.put(bytes).unwrap(), bytes.len() as u64);
+        let descriptor = |bytes: &[u8]| {
+            Descriptor::new("application/x", self.blobs.put(bytes).unwrap(), bytes.len() as u64)
+        };
         let layers = layers.iter().map(|bytes| descriptor(bytes).titled("x")).collect();
         let manifest = ImageManifest::new(descriptor(b"{}"), layers);
         self.blobs.put(&manifest.bytes()).unwrap()
@@ -165,7 +167,11 @@ fn layouts_that_lie_are_refused() {
     );
     check(&|folder| fs::remove_file(folder.join("oci-layout")).unwrap(), None, "it has no `oci-layout`");
     check(&|folder| set(folder.join("oci-layout"), "{}"), None, "`oci-layout` cannot be read");
-    check(&|folder| set(folder.join("oci-layout"), r#"{"imageLayoutVersion": "2.0"}"#), None, "version is `2.0`");
+    check(
+        &|folder| set(folder.join("oci-layout"), r#"{"imageLayoutVersion": "2.0"}"#),
+        None,
+        "version is `2.0`",
+    );
     check(&|folder| set(folder.join("index.json"), "{}"), None, "`index.json` cannot be read");
     check(&|folder| set(folder.join("index.json"), r#"{"schemaVersion": 2}"#), None, "names no artifact");
     check(&|_| {}, Some("2.0"), "has no artifact `2.0`; it has `1.0`");

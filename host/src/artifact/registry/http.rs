@@ -246,7 +246,9 @@ impl Client {
         let response = match tokio::time::timeout(bound, request.send()).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => return Err(self.unsent(error, registry, what)),
-            Err(_) => return Err(broken(registry, what, &format!("no answer within {} s", bound.as_secs_f32()))),
+            Err(_) => {
+                return Err(broken(registry, what, &format!("no answer within {} s", bound.as_secs_f32())));
+            }
         };
         self.reached.store(true, Ordering::Relaxed);
         Ok(response)
@@ -265,7 +267,8 @@ impl Client {
             _ => {}
         }
         if error.is_builder() {
-            return RegistryError::Unreachable { registry: registry.to_owned(), reason: reason(&error) }.into();
+            return RegistryError::Unreachable { registry: registry.to_owned(), reason: reason(&error) }
+                .into();
         }
         let failure = broken(registry, what, &reason(&error));
         match error.is_connect() && !self.reached.load(Ordering::Relaxed) {
@@ -278,7 +281,12 @@ impl Client {
     }
 
     /// Fails where a registry says that it cannot answer now.
-    pub(super) fn check_passing(&self, response: &Response, registry: &str, what: &str) -> Result<(), Failure> {
+    pub(super) fn check_passing(
+        &self,
+        response: &Response,
+        registry: &str,
+        what: &str,
+    ) -> Result<(), Failure> {
         let status = response.status();
         if !matches!(status.as_u16(), 408 | 425 | 429 | 500 | 502 | 503 | 504) {
             return Ok(());
@@ -300,7 +308,8 @@ impl Client {
         let (registry, repository) = (access.reference.registry().to_owned(), access.reference.repository());
         let (repository, action) = (repository.to_owned(), access.action());
         let message = self.message(response, &registry, what).await;
-        let reason = if message.is_empty() { message } else { format!(" ({})", message.trim_start_matches(": ")) };
+        let reason =
+            if message.is_empty() { message } else { format!(" ({})", message.trim_start_matches(": ")) };
         let error = match self.source_of(access).await {
             Some(source_of) => RegistryError::Denied { registry, repository, action, source_of, reason },
             None => RegistryError::Anonymous { registry, repository, action, reason },
