@@ -4,6 +4,7 @@ pub mod archive;
 pub mod blobs;
 pub mod cache;
 pub mod fetch;
+pub mod layout;
 pub mod locked;
 pub mod manifest;
 pub mod modelpack;

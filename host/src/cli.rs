@@ -21,6 +21,7 @@ pub mod conformance;
 pub mod doctor;
 pub mod new;
 pub mod progress;
+pub mod transfer;
 pub mod tune;
 pub mod up;
 pub mod watch;
