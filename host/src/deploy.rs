@@ -28,8 +28,10 @@ use crate::instance::state::Grants;
 use crate::instance::{CallError, Deadline, LinkError, Program, Surroundings};
 use crate::nn::Granted;
 
+mod interface;
 mod models;
 
+pub use interface::Interface;
 pub use models::{Admitted, Intake};
 
 /// What deployments need of the host.
