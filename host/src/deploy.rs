@@ -54,8 +54,6 @@ pub enum DeployError {
     Model { name: String, source: ModelError },
     #[error("{0}")]
     Link(#[from] LinkError),
-    #[error("its code cannot be kept: {0}")]
-    Cache(CacheError),
     #[error("its files cannot be mounted: {0}")]
     Files(CacheError),
     #[error("it could not describe itself: {0}")]
@@ -183,7 +181,7 @@ impl Deployer {
             Source::Model => (None, None),
             Source::Path(_) | Source::Url { .. } => {
                 let (compiled, digest, hold) = self.code(name, component, report).await?;
-                (Some((compiled, digest)), Some(hold))
+                (Some((compiled, digest)), hold)
             }
         };
         let (granted, models) = self.models(app, component, report).await?;
@@ -266,18 +264,22 @@ impl Deployer {
         name: &str,
         component: &Component,
         report: &(dyn Fn(Step) + Sync),
-    ) -> Result<(crate::instance::compile::Compiled, String, Hold), DeployError> {
+    ) -> Result<(crate::instance::compile::Compiled, String, Option<Hold>), DeployError> {
         let fetched =
             timed(report, &format!("{name}: component"), fetch::component(&component.source)).await?;
         let digest = Digest::of(&fetched.wasm);
         // Before it is looked for: what is held stays.
         let cache = self.intake.cache.clone();
         let hold = tokio::task::spawn_blocking(move || cache.hold([digest]));
-        let hold = hold.await.expect("holding does not panic").map_err(DeployError::Cache)?;
+        let hold = hold.await.expect("holding does not panic");
+        let hold = hold.inspect_err(|error| {
+            // It is in memory as long as it is served: losing what is on disk costs time only.
+            tracing::warn!(%error, "compiled code may be removed from the cache while it is served");
+        });
         let digest = digest.hex();
         let compiled =
             timed(report, &format!("{name}: native code"), self.compile(&fetched, &digest)).await?;
-        Ok((compiled, digest, hold))
+        Ok((compiled, digest, hold.ok()))
     }
 
     async fn compile(

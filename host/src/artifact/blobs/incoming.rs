@@ -114,7 +114,7 @@ impl Blobs {
             Incoming { blobs: self.clone(), digest: *digest, size, received: 0, hash, file, path };
         incoming.read_back()?;
         incoming.has_room()?;
-        self.grown(size - incoming.received);
+        self.store.bound.expects(size - incoming.received, &self.store);
         Ok(Some(Receiving::Part(incoming)))
     }
 
