@@ -1,8 +1,8 @@
 //! The content-addressed store: each blob is one read-only file under its digest, kept once for all apps and hosts.
 //!
 //! A blob has its name only when it is whole: it is written under another name, synced, and renamed. What is used
-//! stays: see [`hold`] for the protocol between those who use blobs and those who remove them, and [`record`] for
-//! what is known of a blob beside its bytes.
+//! stays: `hold` has the protocol between those who use blobs and those who remove them, `record` what is known of a
+//! blob beside its bytes.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};

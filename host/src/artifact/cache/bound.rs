@@ -61,6 +61,16 @@ impl Bound {
         }
     }
 
+    /// Makes the cache smaller by so many bytes, because its disk lacks them; not at all where it is not that large.
+    pub(in crate::artifact) fn free(&self, bytes: u64, store: &Store) {
+        let Ok(inventory) = Inventory::of(&store.root) else { return };
+        let Some(goal) = inventory.bytes.checked_sub(bytes) else { return };
+        match evict(store, Goal::Bytes(goal), false) {
+            Ok(evicted) => tracing::info!(freed_mib = evicted.bytes >> 20, "the cache's disk lacked room"),
+            Err(error) => tracing::warn!(%error, "the cache's disk lacks room, and none can be made"),
+        }
+    }
+
     /// Looks now.
     pub(in crate::artifact) fn look(&self, store: &Store) {
         if self.max_bytes > 0
