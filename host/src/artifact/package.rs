@@ -20,7 +20,7 @@ use super::wasm::{Outline, WasmError};
 
 mod bundle;
 #[cfg(test)]
-mod tests;
+pub(in crate::artifact) mod tests;
 
 /// The most layers that Spin pushes: some registries take no more. Beyond, the files of a component are one archive.
 const MAX_LAYERS: usize = 500;
@@ -91,16 +91,26 @@ pub fn pack(
     interfaces: &BTreeMap<String, Value>,
     blobs: &Blobs,
 ) -> Result<Packed, PackError> {
+    pack_within(MAX_LAYERS, app, files, interfaces, blobs)
+}
+
+fn pack_within(
+    max_layers: usize,
+    app: &Manifest,
+    files: &Files,
+    interfaces: &BTreeMap<String, Value>,
+    blobs: &Blobs,
+) -> Result<Packed, PackError> {
     let mut packing = Packing::new(blobs, false);
     let mut parts = packing.parts(app, files, interfaces)?;
     // The settings and the locked app come to these.
-    if packing.layers.len() + 2 > MAX_LAYERS {
+    if packing.layers.len() + 2 > max_layers {
         packing = Packing::new(blobs, true);
         parts = packing.parts(app, files, interfaces)?;
     }
     let Parts { locked, settings } = parts;
     let layers = packing.layers.len() + 2;
-    if layers > MAX_LAYERS {
+    if layers > max_layers {
         return Err(PackError::Layers { layers });
     }
     let settings = settings.bytes();
