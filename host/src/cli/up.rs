@@ -21,7 +21,7 @@ use crate::host::{Host, Surroundings};
 #[derive(Args)]
 pub struct UpArgs {
     /// Model files to serve as they are, in place of an app: ONNX files, or the `.xml` of OpenVINO models.
-    #[arg(value_name = "MODEL", conflicts_with_all = ["from", "build", "profile", "variables"])]
+    #[arg(value_name = "MODEL", conflicts_with_all = ["from", "build", "profile", "variables", "key_values"])]
     models: Vec<PathBuf>,
     /// The app manifest, or a folder: spin.toml in it or above it.
     #[arg(short = 'f', long = "from", value_name = "PATH", default_value = ".")]
@@ -41,6 +41,9 @@ pub struct UpArgs {
     /// The value of an app variable.
     #[arg(long = "variable", value_name = "NAME=VALUE")]
     variables: Vec<String>,
+    /// Sets a key of the app's default key-value store before it is served; `KEY=@FILE` takes the value from a file.
+    #[arg(long = "key-value", value_name = "KEY=VALUE")]
+    key_values: Vec<String>,
 }
 
 /// Serves until a signal says to stop.
@@ -61,7 +64,9 @@ pub async fn run(args: UpArgs, mut config: Config, progress: &Progress) -> anyho
     let logs = config.log.dir.clone().unwrap_or_else(|| app.dir.join(".tenon/logs"));
     let program = std::env::current_exe().context("cannot find out which program this is")?;
     let place = format!("{}, what functions print and their panics", logs.display());
-    let host = Host::start(config, Surroundings { program, logs }).await?;
+    let state = app.dir.join(".tenon");
+    let host = Host::start(config, Surroundings { program, logs, state }).await?;
+    set_keys(&args.key_values, &app, &host).await?;
     let report = |step: Step| progress.say("Ready", format!("{} ({})", step.what, elapsed(step.took)));
     host.deployer.deploy(&app, &report).await?;
     // Before anyone is told that this serves: who hears it may stop it at once.
@@ -82,6 +87,24 @@ pub async fn run(args: UpArgs, mut config: Config, progress: &Progress) -> anyho
         stopped = stop.wait() => { stopped?; bail!("stopped before everything had ended"); }
     }
     Ok(())
+}
+
+/// Sets keys of the app's default store.
+async fn set_keys(pairs: &[String], app: &Manifest, host: &Host) -> anyhow::Result<()> {
+    if pairs.is_empty() {
+        return Ok(());
+    }
+    let pairs = pairs.iter().map(|pair| {
+        let (key, value) = pair.split_once('=').context("--key-value takes KEY=VALUE or KEY=@FILE")?;
+        let value = match value.strip_prefix('@') {
+            Some(file) => std::fs::read(file).with_context(|| format!("cannot read `{file}` (--key-value)"))?,
+            None => value.as_bytes().to_vec(),
+        };
+        Ok((key.to_owned(), value))
+    });
+    let pairs = pairs.collect::<anyhow::Result<Vec<_>>>()?;
+    let store = host.deployer.key_value.store(&app.name, config::DEFAULT_STORE).await?;
+    store.set_many(pairs).await.context("cannot set the keys of --key-value")
 }
 
 fn load(args: &UpArgs) -> anyhow::Result<Manifest> {
