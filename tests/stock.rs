@@ -152,6 +152,7 @@ async fn admitted(host: &TestHost, path: &str) -> Model {
     let declared = Declared {
         path: path.into(),
         weights: None,
+        reference: None,
         encoding: Encoding::Onnx,
         target: ExecutionTarget::Cpu,
         backend: None,

@@ -75,7 +75,9 @@ pub enum StoreError {
     ValueTooLong { bytes: usize, limit: usize },
     #[error("{0} keys are too many for one call; name at most {MAX_BATCH}")]
     BatchTooLong(usize),
-    #[error("the store is full: it may hold {0} MiB (`key_value.max_mib`); delete keys, or ask the operator for more")]
+    #[error(
+        "the store is full: it may hold {0} MiB (`key_value.max_mib`); delete keys, or ask the operator for more"
+    )]
     Full(u64),
     #[error("what was asked for has {0} bytes, more than the function has memory left (`limits.memory_mib`)")]
     AnswerTooLong(usize),
@@ -105,8 +107,7 @@ impl KeyValue {
     /// Where the host has no such store, or its file cannot be opened. A server that does not answer is none: it may
     /// by the time that it is asked.
     pub async fn store(&self, app: &str, name: &str) -> Result<Store, OpenError> {
-        let settings =
-            self.settings.stores.get(name).ok_or_else(|| OpenError::Unknown(name.to_owned()))?;
+        let settings = self.settings.stores.get(name).ok_or_else(|| OpenError::Unknown(name.to_owned()))?;
         // The name of a store has no `/`: whatever the app is called, no two of these are the same.
         let scope = if settings.shared { format!("shared:{name}") } else { format!("app:{app}/{name}") };
         let place = match &settings.place {

@@ -97,7 +97,9 @@ async fn set_keys(pairs: &[String], app: &Manifest, host: &Host) -> anyhow::Resu
     let pairs = pairs.iter().map(|pair| {
         let (key, value) = pair.split_once('=').context("--key-value takes KEY=VALUE or KEY=@FILE")?;
         let value = match value.strip_prefix('@') {
-            Some(file) => std::fs::read(file).with_context(|| format!("cannot read `{file}` (--key-value)"))?,
+            Some(file) => {
+                std::fs::read(file).with_context(|| format!("cannot read `{file}` (--key-value)"))?
+            }
             None => value.as_bytes().to_vec(),
         };
         Ok((key.to_owned(), value))

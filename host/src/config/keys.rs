@@ -5,7 +5,9 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use super::document::{Table, Value};
-use super::{BACKENDS, Cache, Config, Engine, Inference, KeyValue, KeyValuePlace, KeyValueStore, Limits, Listen};
+use super::{
+    BACKENDS, Cache, Config, Engine, Inference, KeyValue, KeyValuePlace, KeyValueStore, Limits, Listen,
+};
 use super::{Log, LogFormat, Models, PagemapScan, Secret, TlsFiles, Vet};
 
 /// What a limit may be, here and in the app manifest.
@@ -117,7 +119,10 @@ fn store(t: &mut Table<'_>) -> KeyValueStore {
             None
         }
         (Some(false) | None, Some(url)) => {
-            url.refuse(&format!("`{}` is for stores of `type = \"redis\"`; remove it, or add the type", url.path()));
+            url.refuse(&format!(
+                "`{}` is for stores of `type = \"redis\"`; remove it, or add the type",
+                url.path()
+            ));
             None
         }
         (Some(false) | None, None) => None,
@@ -383,7 +388,10 @@ access = "yes""#;
         assert_eq!(names, ["default", "notes", "sessions"]);
         assert_eq!(found.stores["notes"], KeyValueStore::default());
         let url = Secret("redis://:hunter2@cache:6379/3".to_owned());
-        assert_eq!(found.stores["sessions"], KeyValueStore { place: KeyValuePlace::Redis(url), shared: true });
+        assert_eq!(
+            found.stores["sessions"],
+            KeyValueStore { place: KeyValuePlace::Redis(url), shared: true }
+        );
         assert!(!format!("{config:?}").contains("hunter2"));
         let check = |store: &str, expected: &str| {
             let errors = parse(&format!("[key_value.stores.{store}")).unwrap_err().to_string();

@@ -57,8 +57,7 @@ impl From<StoreError> for Refused {
     }
 }
 
-const OVER_MEMORY: &str =
-    "the function's memory limit is reached (`limits.memory_mib`), which what the host holds for it counts against";
+const OVER_MEMORY: &str = "the function's memory limit is reached (`limits.memory_mib`), which what the host holds for it counts against";
 
 impl Session {
     fn turns(&mut self) -> Arc<Semaphore> {

@@ -93,7 +93,8 @@ fn open(path: &Path) -> Result<Arc<Database>, String> {
     let mut options = std::fs::OpenOptions::new();
     // What functions keep is nobody else's business.
     let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
-    let file = file.map_err(|error| format!("{error}; set `key_value.dir` in host.toml to a folder of the host's"))?;
+    let file =
+        file.map_err(|error| format!("{error}; set `key_value.dir` in host.toml to a folder of the host's"))?;
     // A file that was damaged can make redb panic.
     let opened = catch_unwind(AssertUnwindSafe(|| {
         let backend = FileBackend::new(file)?;
@@ -120,10 +121,16 @@ fn unopened(error: &DatabaseError) -> String {
                 .to_owned()
         }
         DatabaseError::UpgradeRequired(version) => {
-            format!("it was written by another version of Tenon (format {version}); move it away to start with empty stores")
+            format!(
+                "it was written by another version of Tenon (format {version}); move it away to start with empty stores"
+            )
         }
-        DatabaseError::Storage(StorageError::Corrupted(_)) | DatabaseError::RepairAborted => DAMAGED.to_owned(),
-        DatabaseError::Storage(StorageError::Io(error)) if error.kind() == std::io::ErrorKind::InvalidData => {
+        DatabaseError::Storage(StorageError::Corrupted(_)) | DatabaseError::RepairAborted => {
+            DAMAGED.to_owned()
+        }
+        DatabaseError::Storage(StorageError::Io(error))
+            if error.kind() == std::io::ErrorKind::InvalidData =>
+        {
             DAMAGED.to_owned()
         }
         error => error.to_string(),

@@ -137,9 +137,8 @@ impl Server {
 }
 
 async fn connect(url: &str) -> Result<MultiplexedConnection, RedisError> {
-    let settings = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(CONNECT))
-        .set_response_timeout(Some(ANSWER));
+    let settings =
+        AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT)).set_response_timeout(Some(ANSWER));
     Client::open(url)?.get_multiplexed_async_connection_with_config(&settings).await
 }
 

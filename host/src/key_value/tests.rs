@@ -18,8 +18,7 @@ fn settings(max_mib: u64) -> config::KeyValue {
 }
 
 fn run<T>(story: impl Future<Output = T>) -> T {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime
         .block_on(async { tokio::time::timeout(Duration::from_secs(60), story).await })
         .expect("the story hangs")
@@ -73,8 +72,7 @@ impl Redis {
     fn settings(&self, max_mib: u64) -> config::KeyValue {
         let mut settings = settings(max_mib);
         for store in settings.stores.values_mut() {
-            store.place =
-                KeyValuePlace::Redis(Secret(format!("redis://:hunter2@127.0.0.1:{}/2", self.port)));
+            store.place = KeyValuePlace::Redis(Secret(format!("redis://:hunter2@127.0.0.1:{}/2", self.port)));
         }
         settings
     }
@@ -304,8 +302,12 @@ fn a_file_that_is_damaged_or_somebody_elses_is_refused_in_words() {
     };
     check(&|path| std::fs::write(path, "no key-value file").unwrap(), "restore it from a copy");
     check(&|path| std::fs::write(path, vec![0; 1 << 20]).unwrap(), "restore it from a copy");
+    check(&|path| std::fs::write(path, vec![7; 9000]).unwrap(), "restore it from a copy");
     check(&|path| std::fs::create_dir(path).unwrap(), "set `key_value.dir`");
-    check(&|path| std::fs::write(path.with_file_name("key-value.redb"), good()[..5000].to_vec()).unwrap(), "restore it");
+    check(
+        &|path| std::fs::write(path.with_file_name("key-value.redb"), good()[..5000].to_vec()).unwrap(),
+        "restore it",
+    );
 }
 
 /// The bytes of a file with some entries.
@@ -356,7 +358,10 @@ fn counts_until_it_is_killed() {
         let own = std::process::id().to_string();
         for n in 1.. {
             store.increment("all".to_owned(), 1).await.unwrap();
-            store.set_many(vec![(own.clone(), vec![1; n % 5000]), (format!("{own}-n"), n.to_string().into())]).await.unwrap();
+            store
+                .set_many(vec![(own.clone(), vec![1; n % 5000]), (format!("{own}-n"), n.to_string().into())])
+                .await
+                .unwrap();
             println!("wrote {n}");
             std::io::stdout().flush().unwrap();
         }

@@ -146,11 +146,7 @@ struct Keys {
 }
 
 impl Keys {
-    fn new(
-        store: Store,
-        ended: oneshot::Sender<Result<(), Error>>,
-        place: OwnedSemaphorePermit,
-    ) -> Keys {
+    fn new(store: Store, ended: oneshot::Sender<Result<(), Error>>, place: OwnedSemaphorePermit) -> Keys {
         Keys { store: Arc::new(store), last: None, reading: None, ended: Some(ended), _place: place }
     }
 

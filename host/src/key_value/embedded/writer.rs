@@ -104,7 +104,11 @@ fn write(shared: &Shared, jobs: Vec<Job>) {
         for job in &jobs {
             outcomes.push(apply(&transaction, job)?);
         }
-        if outcomes.iter().any(Result::is_ok) { transaction.commit()? } else { transaction.abort()? }
+        if outcomes.iter().any(Result::is_ok) {
+            transaction.commit()?
+        } else {
+            transaction.abort()?
+        }
         Ok(outcomes)
     });
     match written {
@@ -178,13 +182,15 @@ fn outcome_of<'a>(
             Ok((new.collect(), Changed::Done))
         }
         Change::Delete(keys) => Ok((keys.iter().map(|key| (key.as_str(), None)).collect(), Changed::Done)),
-        Change::Increment(key, delta) => match number(entries.get(key.as_str())?.map(|old| old.value().to_vec())) {
-            None => Err(StoreError::NotANumber),
-            Some(number) => match number.checked_add(*delta) {
-                None => Err(StoreError::Overflow),
-                Some(sum) => Ok((of(key, sum.to_le_bytes().to_vec().into()), Changed::Sum(sum))),
-            },
-        },
+        Change::Increment(key, delta) => {
+            match number(entries.get(key.as_str())?.map(|old| old.value().to_vec())) {
+                None => Err(StoreError::NotANumber),
+                Some(number) => match number.checked_add(*delta) {
+                    None => Err(StoreError::Overflow),
+                    Some(sum) => Ok((of(key, sum.to_le_bytes().to_vec().into()), Changed::Sum(sum))),
+                },
+            }
+        }
         Change::Swap { key, seen, value } => {
             let found = entries.get(key.as_str())?;
             if found.as_ref().map(|found| found.value()) == seen.as_deref() {
