@@ -100,6 +100,9 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// The folder beside `spin.toml` for what an app leaves behind when it runs here: logs, and what its functions keep.
+pub const STATE_FOLDER: &str = ".tenon";
+
 /// The store that every host has.
 pub const DEFAULT_STORE: &str = "default";
 

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use tokio::sync::OnceCell;
@@ -79,7 +80,9 @@ pub enum StoreError {
         "the store is full: it may hold {0} MiB (`key_value.max_mib`); delete keys, or ask the operator for more"
     )]
     Full(u64),
-    #[error("what was asked for has {0} bytes, more than the function has memory left (`limits.memory_mib`)")]
+    #[error(
+        "what was asked for has {0} bytes or more, for which the function has no memory left (`limits.memory_mib`)"
+    )]
     AnswerTooLong(usize),
     #[error("the value is not a number that can be incremented")]
     NotANumber,
@@ -89,6 +92,25 @@ pub enum StoreError {
     Cursor(String),
     #[error("the store cannot be reached, or cannot do this now; the operator's log says why")]
     Unavailable,
+}
+
+/// How often the log is told of a place that fails: guests choose how often they ask it.
+const TELL_AGAIN: Duration = Duration::from_secs(1);
+
+/// When the log was told last.
+#[derive(Default)]
+struct Told(Mutex<Option<Instant>>);
+
+impl Told {
+    /// Whether it is time to tell again.
+    fn is_due(&self) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = last.is_none_or(|last| last.elapsed() >= TELL_AGAIN);
+        if due {
+            *last = Some(Instant::now());
+        }
+        due
+    }
 }
 
 /// What stood under a key when it was looked at, for a later comparison.

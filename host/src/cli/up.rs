@@ -61,10 +61,10 @@ pub async fn run(args: UpArgs, mut config: Config, progress: &Progress) -> anyho
     if let Some(listen) = args.listen {
         config.listen.http = listen;
     }
-    let logs = config.log.dir.clone().unwrap_or_else(|| app.dir.join(".tenon/logs"));
+    let logs = config.log.dir.clone().unwrap_or_else(|| app.dir.join(config::STATE_FOLDER).join("logs"));
     let program = std::env::current_exe().context("cannot find out which program this is")?;
     let place = format!("{}, what functions print and their panics", logs.display());
-    let state = app.dir.join(".tenon");
+    let state = app.dir.join(config::STATE_FOLDER);
     let host = Host::start(config, Surroundings { program, logs, state }).await?;
     set_keys(&args.key_values, &app, &host).await?;
     let report = |step: Step| progress.say("Ready", format!("{} ({})", step.what, elapsed(step.took)));

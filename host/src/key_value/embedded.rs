@@ -15,7 +15,7 @@ use redb::{
 };
 use tokio::sync::Semaphore;
 
-use super::{OpenError, Seen, StoreError};
+use super::{OpenError, Seen, StoreError, Told};
 use writer::{Change, Changed, Writer};
 
 mod writer;
@@ -44,6 +44,7 @@ struct Shared {
     /// Absent after a failure, until the next use opens it anew.
     database: Mutex<Option<Arc<Database>>>,
     reads: Arc<Semaphore>,
+    told: Told,
 }
 
 /// One store of one app.
@@ -74,7 +75,12 @@ impl File {
             Ok(database) => Mutex::new(Some(database)),
             Err(reason) => return Err(failed(reason)),
         };
-        let shared = Arc::new(Shared { path, database, reads: Arc::new(Semaphore::new(READS)) });
+        let shared = Arc::new(Shared {
+            path,
+            database,
+            reads: Arc::new(Semaphore::new(READS)),
+            told: Told::default(),
+        });
         let writer = Writer::start(Arc::clone(&shared))
             .map_err(|error| failed(format!("a thread cannot be started: {error}")))?;
         Ok(File { shared, writer })
@@ -151,8 +157,12 @@ impl Shared {
     /// Tells the operator why something failed, and has the database opened anew: after an error it takes no more
     /// writes.
     fn failed(&self, error: &dyn std::fmt::Display) -> StoreError {
-        tracing::warn!(path = %self.path.display(), %error, "the key-value file failed");
-        *self.database.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        if self.told.is_due() {
+            tracing::warn!(path = %self.path.display(), %error, "the key-value file failed");
+        }
+        let database = self.database.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // Closing what is damaged can panic as well.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(database)));
         StoreError::Unavailable
     }
 

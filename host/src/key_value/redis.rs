@@ -10,7 +10,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, Cmd, ErrorKind, RedisError, Value};
 use tokio::sync::Mutex;
 
-use super::{ENTRY_BYTES, StoreError};
+use super::{ENTRY_BYTES, StoreError, Told};
 
 mod scripts;
 
@@ -28,6 +28,7 @@ const IDLE: Duration = Duration::from_secs(5);
 pub(super) struct Server {
     url: String,
     link: Mutex<Link>,
+    told: Told,
 }
 
 #[derive(Default)]
@@ -62,7 +63,7 @@ enum Repeat {
 
 impl Server {
     pub(super) fn new(url: &str) -> Server {
-        Server { url: url.to_owned(), link: Mutex::default() }
+        Server { url: url.to_owned(), link: Mutex::default(), told: Told::default() }
     }
 
     /// The answer to a command, which is sent once more over a new connection where the old one has broken.
@@ -77,7 +78,7 @@ impl Server {
         }
         self.disconnect(&error).await;
         if repeat == Repeat::No || error.is_timeout() {
-            return Err(StoreError::Unavailable);
+            return Err(self.failed(&error));
         }
         let mut connection = self.connection(false).await?;
         match connection.send_packed_command(command).await {
@@ -125,7 +126,9 @@ impl Server {
     }
 
     fn failed(&self, error: &RedisError) -> StoreError {
-        tracing::warn!(server = self.shown(), %error, "a key-value store in Redis failed");
+        if self.told.is_due() {
+            tracing::warn!(server = self.shown(), %error, "a key-value store in Redis failed");
+        }
         StoreError::Unavailable
     }
 

@@ -1,6 +1,6 @@
 //! Both kinds of stores do the same; the file is shared by processes, survives their end, and may be damaged.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -52,8 +52,8 @@ impl Redis {
         server.args(["--appendonly", "yes", "--save", ""]).arg("--dir").arg(folder.path());
         let server = server.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         let started = Instant::now();
-        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(started.elapsed() < Duration::from_secs(20), "redis-server does not listen");
+        while !is_ready(port) {
+            assert!(started.elapsed() < Duration::from_secs(20), "redis-server does not answer");
             std::thread::sleep(Duration::from_millis(10));
         }
         Ok(server)
@@ -76,6 +76,17 @@ impl Redis {
         }
         settings
     }
+}
+
+/// Whether it has read its data and answers.
+fn is_ready(port: u16) -> bool {
+    let asked = std::net::TcpStream::connect(("127.0.0.1", port)).and_then(|mut server| {
+        server.write_all(b"AUTH hunter2\r\nPING\r\nQUIT\r\n")?;
+        let mut answer = String::new();
+        server.read_to_string(&mut answer)?;
+        Ok(answer)
+    });
+    asked.is_ok_and(|answer| answer.contains("+PONG"))
 }
 
 impl Drop for Redis {
@@ -191,27 +202,21 @@ async fn keeps_apps_apart(stores: &KeyValue) {
 
 /// Many at once lose nothing.
 async fn counts_right(stores: &KeyValue) {
-    let counters = (0..8).map(|_| {
-        let store = stores.store("count", "default");
-        async {
-            let store = store.await.unwrap();
-            tokio::spawn(async move {
-                for _ in 0..25 {
-                    store.increment("n".to_owned(), 1).await.unwrap();
-                    loop {
-                        let seen = store.get("swapped", ROOM).await.unwrap();
-                        let next = seen.as_ref().map_or(1, |seen| seen.len() + 1);
-                        if store.swap("swapped".to_owned(), seen, vec![7; next]).await.unwrap() {
-                            break;
-                        }
+    let mut tasks = Vec::new();
+    for _ in 0..8 {
+        let store = stores.store("count", "default").await.unwrap();
+        tasks.push(tokio::spawn(async move {
+            for _ in 0..25 {
+                store.increment("n".to_owned(), 1).await.unwrap();
+                loop {
+                    let seen = store.get("swapped", ROOM).await.unwrap();
+                    let next = seen.as_ref().map_or(1, |seen| seen.len() + 1);
+                    if store.swap("swapped".to_owned(), seen, vec![7; next]).await.unwrap() {
+                        break;
                     }
                 }
-            })
-        }
-    });
-    let mut tasks = Vec::new();
-    for counter in counters {
-        tasks.push(counter.await);
+            }
+        }));
     }
     for task in tasks {
         task.await.unwrap();
@@ -305,7 +310,7 @@ fn a_file_that_is_damaged_or_somebody_elses_is_refused_in_words() {
     check(&|path| std::fs::write(path, vec![7; 9000]).unwrap(), "restore it from a copy");
     check(&|path| std::fs::create_dir(path).unwrap(), "set `key_value.dir`");
     check(
-        &|path| std::fs::write(path.with_file_name("key-value.redb"), good()[..5000].to_vec()).unwrap(),
+        &|path| std::fs::write(path.with_file_name("key-value.redb"), &good()[..5000]).unwrap(),
         "restore it",
     );
 }
@@ -362,8 +367,8 @@ fn counts_until_it_is_killed() {
                 .set_many(vec![(own.clone(), vec![1; n % 5000]), (format!("{own}-n"), n.to_string().into())])
                 .await
                 .unwrap();
-            println!("wrote {n}");
-            std::io::stdout().flush().unwrap();
+            let mut told = std::io::stdout().lock();
+            writeln!(told, "wrote {n}").and_then(|()| told.flush()).unwrap();
         }
     });
 }

@@ -6,9 +6,7 @@ use config::wasi::config::store as settings;
 use keyvalue::wasi::keyvalue::atomics::{self, Cas, CasError};
 use keyvalue::wasi::keyvalue::{batch, store};
 use wasip2::exports::http::incoming_handler::Guest;
-use wasip2::http::types::{
-    Fields, IncomingRequest, OutgoingBody, OutgoingResponse, ResponseOutparam,
-};
+use wasip2::http::types::{Fields, IncomingRequest, OutgoingBody, OutgoingResponse, ResponseOutparam};
 
 #[allow(clippy::all, clippy::allow_attributes_without_reason, unsafe_code, reason = "generated")]
 mod bindings {
@@ -101,9 +99,10 @@ fn wasi(name: &str) -> Result<String, store::Error> {
     batch::set_many(&bucket, &entries)?;
     let keys: Vec<String> = entries.iter().map(|(key, _)| key.clone()).collect();
     let found = batch::get_many(&bucket, &keys)?;
-    let right = found.into_iter().zip(entries).all(|((key, found), (name, value))| {
-        key == name && found == Some(value)
-    });
+    let right = found
+        .into_iter()
+        .zip(entries)
+        .all(|((key, found), (name, value))| key == name && found == Some(value));
     let (mut listed, mut cursor, mut pages) = (Vec::new(), None, 0);
     loop {
         let page = bucket.list_keys(cursor.as_deref())?;
