@@ -12,6 +12,7 @@ mod clients;
 mod connection;
 mod drain;
 mod examples;
+mod key_value;
 mod limits;
 mod manifest;
 mod nn;

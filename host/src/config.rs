@@ -3,6 +3,8 @@
 pub(crate) mod document;
 mod keys;
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -21,6 +23,7 @@ pub struct Config {
     pub listen: Listen,
     pub cache: Cache,
     pub registry: Registry,
+    pub key_value: KeyValue,
     pub limits: Limits,
     pub models: Models,
     pub inference: Inference,
@@ -88,6 +91,52 @@ pub struct CredentialFiles {
     /// Spin's `registry-auth.json`.
     pub spin: Option<PathBuf>,
 }
+
+/// Key-value stores.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyValue {
+    /// Where the file of the embedded stores is; `None`: `.tenon` beside `spin.toml`.
+    pub dir: Option<PathBuf>,
+    /// The most that one app may keep in one store.
+    pub max_mib: u64,
+    /// The largest value.
+    pub max_value_kib: u64,
+    /// The stores that apps may ask for by name. `default` is one of them, also where the file does not name it.
+    pub stores: BTreeMap<String, KeyValueStore>,
+}
+
+/// One key-value store.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct KeyValueStore {
+    pub place: KeyValuePlace,
+    /// Whether all apps see the same keys. Otherwise each app has its own.
+    pub shared: bool,
+}
+
+/// Where a key-value store keeps what it is given.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum KeyValuePlace {
+    /// In a file of this host.
+    #[default]
+    Embedded,
+    Redis(Secret),
+}
+
+/// Text that may hold a password, and so is never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+/// The folder beside `spin.toml` for what an app leaves behind when it runs here: logs, and what its functions keep.
+pub const STATE_FOLDER: &str = ".tenon";
+
+/// The store that every host has.
+pub const DEFAULT_STORE: &str = "default";
 
 /// Limits of calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -207,6 +256,13 @@ impl Default for Registry {
             stall_ms: 30_000,
             retries: 5,
         }
+    }
+}
+
+impl Default for KeyValue {
+    fn default() -> Self {
+        let stores = BTreeMap::from([(DEFAULT_STORE.to_owned(), KeyValueStore::default())]);
+        Self { dir: None, max_mib: 64, max_value_kib: 4096, stores }
     }
 }
 

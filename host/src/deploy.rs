@@ -1,5 +1,6 @@
 //! The walk of a deployment: fetch, compile, admit the models, link, describe, publish.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,6 +27,7 @@ use crate::instance::engine::Engines;
 use crate::instance::log::FunctionLog;
 use crate::instance::state::Grants;
 use crate::instance::{CallError, Deadline, LinkError, Program, Surroundings};
+use crate::key_value::{KeyValue, OpenError, Store};
 use crate::nn::Granted;
 
 mod interface;
@@ -41,6 +43,7 @@ pub struct Deployer {
     pub residency: Arc<Residency>,
     pub intake: Arc<Intake>,
     pub functions: Arc<Functions>,
+    pub key_value: KeyValue,
     /// Where functions' own output goes.
     pub logs: PathBuf,
 }
@@ -58,6 +61,8 @@ pub enum DeployError {
     Link(#[from] LinkError),
     #[error("its files cannot be mounted: {0}")]
     Files(CacheError),
+    #[error(transparent)]
+    KeyValue(#[from] OpenError),
     #[error("it could not describe itself: {0}")]
     Describe(CallError),
     #[error("its model cannot be described: {0}")]
@@ -202,6 +207,7 @@ impl Deployer {
         let grants = Grants {
             environment: component.environment.clone().into_iter().collect(),
             variables: component.variables.clone(),
+            key_value_stores: self.key_value_stores(app, component).await?,
             files: files.as_ref().map(|files| files.path().to_owned()),
         };
         let surroundings = Surroundings {
@@ -320,6 +326,18 @@ impl Deployer {
         let mounts: Vec<_> =
             mounts.iter().map(|mount| (mount.source.clone(), mount.destination.clone())).collect();
         self.intake.cache.mount(&mounts).map(Some).map_err(DeployError::Files)
+    }
+
+    async fn key_value_stores(
+        &self,
+        app: &Manifest,
+        component: &Component,
+    ) -> Result<BTreeMap<String, Store>, OpenError> {
+        let mut stores = BTreeMap::new();
+        for name in &component.key_value_stores {
+            stores.insert(name.clone(), self.key_value.store(&app.name, name).await?);
+        }
+        Ok(stores)
     }
 
     async fn models(

@@ -19,6 +19,7 @@ use crate::config::{Config, NoCacheDir, PagemapScan};
 use crate::deploy::{Deployer, Intake};
 use crate::function::{Admission, Functions};
 use crate::instance::engine::{EngineLimits, Engines, resets_by_pagemap};
+use crate::key_value::KeyValue;
 use crate::serve::access::AccessLog;
 use crate::serve::tls::{Tls, TlsError};
 use crate::serve::{ServeLimits, Server};
@@ -54,6 +55,8 @@ pub struct Surroundings {
     pub program: PathBuf,
     /// Where functions' own output goes.
     pub logs: PathBuf,
+    /// Where what functions keep is kept, unless the settings say (`key_value.dir`).
+    pub state: PathBuf,
 }
 
 /// Why a host does not start.
@@ -216,6 +219,7 @@ fn deployer(
         residency: Arc::clone(residency),
         intake: Arc::new(intake(&config, around.program, cache)),
         functions: Arc::clone(functions),
+        key_value: KeyValue::new(config.key_value.clone(), &around.state),
         logs: around.logs,
         config,
     })

@@ -19,6 +19,7 @@ pub mod nn;
 // What all use.
 pub mod backend;
 pub mod config;
+pub mod key_value;
 pub mod telemetry;
 pub mod tensor;
 

@@ -5,8 +5,10 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use super::document::{Table, Value};
-use super::{BACKENDS, Cache, Config, Engine, Inference, Limits, Listen, Log, LogFormat, TlsFiles};
-use super::{Models, PagemapScan, Registry, Vet};
+use super::{
+    BACKENDS, Cache, Config, Engine, Inference, KeyValue, KeyValuePlace, KeyValueStore, Limits, Listen,
+};
+use super::{Log, LogFormat, Models, PagemapScan, Registry, Secret, TlsFiles, Vet};
 
 /// What a limit may be, here and in the app manifest.
 pub(crate) mod bounds {
@@ -35,6 +37,7 @@ pub(super) fn read(root: &mut Table<'_>, dir: &Path) -> Config {
         listen: root.table("listen", |t| listen(t, dir)).unwrap_or_default(),
         cache: root.table("cache", |t| cache(t, dir)).unwrap_or_default(),
         registry: root.table("registry", |t| registry(t, dir)).unwrap_or_default(),
+        key_value: root.table("key_value", |t| key_value(t, dir)).unwrap_or_default(),
         limits: root.table("limits", limits).unwrap_or_default(),
         models: root.table("models", models).unwrap_or_default(),
         inference: root.table("inference", |t| inference(t, dir)).unwrap_or_default(),
@@ -117,6 +120,62 @@ fn host(value: &Value<'_>) -> Option<String> {
         return None;
     }
     Some(text.to_ascii_lowercase())
+}
+
+fn key_value(t: &mut Table<'_>, dir: &Path) -> KeyValue {
+    let mut settings = KeyValue { dir: path(t, "dir", dir), ..KeyValue::default() };
+    set(t, "max_mib", 1..=1 << 20, "MiB", &mut settings.max_mib);
+    // A value lies in memory whole, in the host and in the guest.
+    set(t, "max_value_kib", 1..=1 << 18, "KiB", &mut settings.max_value_kib);
+    for (name, value) in t.entries("stores") {
+        // The name stands in those of tables and of keys, where other characters mean something.
+        let valid = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        if name.is_empty() || name.len() > 64 || !name.chars().all(valid) {
+            value.refuse(&format!(
+                "a key-value store cannot be named `{name}`; use up to 64 letters, digits, `-` and `_`"
+            ));
+        }
+        settings.stores.extend(value.table(store).map(|store| (name, store)));
+    }
+    settings
+}
+
+/// One `[key_value.stores.<name>]`.
+fn store(t: &mut Table<'_>) -> KeyValueStore {
+    let is_redis = t.choice("type", &[("embedded", false), ("redis", true)]);
+    let shared = t.boolean("shared").unwrap_or(false);
+    let url = t.value("url");
+    let place = match (is_redis, url) {
+        (Some(true), Some(url)) => redis(&url),
+        (Some(true), None) => {
+            let store = t.shown();
+            t.refuse(&format!("{store} lacks `url`; add `url = \"redis://127.0.0.1:6379\"`"));
+            None
+        }
+        (Some(false) | None, Some(url)) => {
+            url.refuse(&format!(
+                "`{}` is for stores of `type = \"redis\"`; remove it, or add the type",
+                url.path()
+            ));
+            None
+        }
+        (Some(false) | None, None) => None,
+    };
+    KeyValueStore { place: place.unwrap_or_default(), shared }
+}
+
+/// The address of a Redis server. No message shows it: there may be a password in it.
+fn redis(value: &Value<'_>) -> Option<KeyValuePlace> {
+    let url = value.string()?;
+    let is_plain = url.starts_with("redis://") || url.starts_with("valkey://");
+    if !is_plain || redis::IntoConnectionInfo::into_connection_info(url.as_str()).is_err() {
+        value.refuse(&format!(
+            "`{}` must be a URL such as `redis://127.0.0.1:6379/0` or `redis://user:password@host`; TLS (`rediss://`) \
+             is not spoken here",
+            value.path()
+        ));
+    }
+    Some(KeyValuePlace::Redis(Secret(url)))
 }
 
 fn limits(t: &mut Table<'_>) -> Limits {
@@ -360,6 +419,34 @@ access = "yes""#;
         });
         check("registry.ca = \"ca.pem\"", &|c| c.registry.ca = Some("/etc/tenon/ca.pem".into()));
         check("limits.queue_length = 0", &|c| c.limits.queue_length = 0);
+    }
+
+    #[test]
+    fn key_value_stores_are_read_and_no_password_is_shown() {
+        let text = "[key_value]\ndir = \"kv\"\nmax_mib = 7\n[key_value.stores.sessions]\ntype = \"redis\"\n\
+                    url = \"redis://:hunter2@cache:6379/3\"\nshared = true\n[key_value.stores.notes]\n";
+        let config = parse(text).unwrap();
+        let found = &config.key_value;
+        assert_eq!((found.dir.as_deref(), found.max_mib), (Some(Path::new("/etc/tenon/kv")), 7));
+        let names: Vec<_> = found.stores.keys().map(String::as_str).collect();
+        assert_eq!(names, ["default", "notes", "sessions"]);
+        assert_eq!(found.stores["notes"], KeyValueStore::default());
+        let url = Secret("redis://:hunter2@cache:6379/3".to_owned());
+        assert_eq!(
+            found.stores["sessions"],
+            KeyValueStore { place: KeyValuePlace::Redis(url), shared: true }
+        );
+        assert!(!format!("{config:?}").contains("hunter2"));
+        let check = |store: &str, expected: &str| {
+            let errors = parse(&format!("[key_value.stores.{store}")).unwrap_err().to_string();
+            assert!(errors.contains(expected) && !errors.contains("hunter2"), "{errors}");
+        };
+        check("a]\ntype = \"redis\"", "lacks `url`");
+        check("a]\ntype = \"sqlite\"", "it may be `embedded`, `redis`");
+        check("a]\nurl = \"redis://:hunter2@h\"", "is for stores of `type = \"redis\"`");
+        check("a]\ntype = \"redis\"\nurl = \"rediss://:hunter2@h\"", "must be a URL");
+        check("a]\ntype = \"redis\"\nurl = \"redis://:hunter2@h:port\"", "must be a URL");
+        check("\"a/b\"]", "cannot be named `a/b`");
     }
 
     #[test]

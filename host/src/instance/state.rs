@@ -5,32 +5,27 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use http::HeaderName;
-use wasmtime::component::{Accessor, HasSelf, ResourceTable};
+use wasmtime::component::ResourceTable;
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{
     DEFAULT_FORBIDDEN_HEADERS, Error as HttpError, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView,
     WasiHttpHooks, WasiHttpView,
 };
 
+use super::key_value::Session as KeyValueSession;
 use super::limits::Limits;
 use super::log::FunctionLog;
+use crate::key_value::Store as KeyValueStore;
 use crate::nn::Session;
 use crate::nn::responses::Responses;
-
-/// Bindings of Spin's own interfaces.
-pub mod spin {
-    wasmtime::component::bindgen!({
-        path: "../wit",
-        world: "spin",
-        imports: { default: trappable },
-    });
-}
 
 /// What every instance of a revision is given.
 #[derive(Debug, Default)]
 pub struct Grants {
     pub environment: Vec<(String, String)>,
     pub variables: BTreeMap<String, String>,
+    /// The key-value stores that it may open, by the names of its manifest.
+    pub key_value_stores: BTreeMap<String, KeyValueStore>,
     /// A folder of the function's files, which it sees as its root and cannot write to.
     pub files: Option<PathBuf>,
 }
@@ -42,6 +37,7 @@ pub struct State {
     pub nn: Session,
     /// Where answers go before the last one, where the caller takes several.
     pub responses: Option<Responses>,
+    pub key_value: KeyValueSession,
     wasi: WasiCtx,
     http: WasiHttpCtx,
     egress: Egress,
@@ -79,11 +75,16 @@ impl State {
             limits,
             nn,
             responses: None,
+            key_value: KeyValueSession::default(),
             wasi: wasi.build(),
             http,
             egress: Egress,
             grants: Arc::clone(grants),
         })
+    }
+
+    pub fn grants(&self) -> &Grants {
+        &self.grants
     }
 }
 
@@ -121,28 +122,5 @@ impl WasiHttpHooks for Egress {
         _: Box<dyn Future<Output = Result<(), HttpError>> + Send>,
     ) -> Box<dyn Future<Output = Sent> + Send> {
         Box::new(async { Err(HttpError::HttpRequestDenied) })
-    }
-}
-
-use spin::spin::variables::variables;
-
-impl variables::Host for State {}
-
-impl<T: Send> variables::HostWithStore<T> for HasSelf<State> {
-    async fn get(
-        accessor: &Accessor<T, Self>,
-        name: String,
-    ) -> wasmtime::Result<Result<String, variables::Error>> {
-        Ok(accessor.with(|mut store| {
-            let variables = &store.get().grants.variables;
-            variables.get(&name).cloned().ok_or_else(|| {
-                let valid = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-                if !name.is_empty() && name.chars().all(valid) {
-                    variables::Error::Undefined(name)
-                } else {
-                    variables::Error::InvalidName(name)
-                }
-            })
-        }))
     }
 }

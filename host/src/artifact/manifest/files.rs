@@ -13,6 +13,7 @@ use walkdir::{DirEntry, WalkDir};
 use crate::artifact::sample::{self, Sample};
 
 use super::{Component, FilesEntry, Manifest, ManifestError, ManifestErrors, Source};
+use crate::config::STATE_FOLDER;
 
 /// The most directory entries that the `files` of one component may make the host look at.
 const MAX_ENTRIES: usize = 100_000;
@@ -352,6 +353,11 @@ impl<'a> Expansion<'a> {
             }
             let Some(entry) = self.readable(entry) else { continue };
             let Some(relative) = self.relative(entry.path()) else { continue };
+            // What functions keep is no part of the app: neither for its components to read nor to be packed.
+            if relative == STATE_FOLDER {
+                entries.skip_current_dir();
+                continue;
+            }
             let is_excluded = excluded.iter().any(|pattern| pattern.is_match(&relative));
             if entry.file_type().is_dir() {
                 let leads_out = !is_excluded && entry.path_is_symlink();
@@ -392,6 +398,12 @@ impl<'a> Expansion<'a> {
     /// Where the file or folder at `path` really is, if that is within the app's folder.
     fn within(&mut self, shown: &str, path: &Path) -> Option<PathBuf> {
         match path.canonicalize() {
+            Ok(real) if real.starts_with(self.root.join(STATE_FOLDER)) => {
+                self.refuse(format!(
+                    "`{shown}` lies in `{STATE_FOLDER}`, where the host keeps what is no part of the app; move it"
+                ));
+                None
+            }
             Ok(real) if real.starts_with(self.root) => Some(real),
             Ok(_) => {
                 self.refuse(format!(
@@ -512,6 +524,10 @@ mod tests {
         );
         check("files = [{ source = 'static/css', destination = '/' }]", &[("/a.css", "static/css/a.css")]);
         check("files = [{ source = 'a.txt', destination = 'x/b.txt' }]", &[("/x/b.txt", "a.txt")]);
+        std::fs::create_dir(dir.path().join("app/.tenon")).unwrap();
+        std::fs::write(dir.path().join("app/.tenon/kept.md"), "kept").unwrap();
+        check("files = ['**/*.md']", &[("/linked/x.md", "static/x.md"), md]);
+        check("files = [{ source = '.tenon', destination = '/' }]", &[]);
         let nothing = manifest(dir.path(), "files = ['none/*']").files().unwrap();
         assert_eq!(nothing.warnings, ["line 9: `none/*` adds no file"]);
     }
@@ -536,6 +552,11 @@ mod tests {
         check("files = ['deep/far/away.txt']", 9, "leads outside");
         check("files = [{ source = 'deep/far', destination = '/' }]", 9, "leads outside");
         check("files = ['loop']", 9, "cannot be read");
+        std::fs::create_dir(dir.path().join("app/.tenon")).unwrap();
+        std::fs::write(dir.path().join("app/.tenon/kept"), "kept").unwrap();
+        symlink("../.tenon", dir.path().join("app/static/kept")).unwrap();
+        check("files = ['.tenon/kept']", 9, "`.tenon/kept` lies in `.tenon`");
+        check("files = ['static/*/kept']", 9, "`static/kept` lies in `.tenon`");
         check("files = ['[a']", 9, "is not a pattern");
         check("files = [{ source = 'a.txt', destination = '/b/' }]", 9, "add the file's name");
         check("files = ['a.txt', { source = '.hidden', destination = '/a.txt' }]", 9, "both be mounted");
