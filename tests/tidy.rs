@@ -7,7 +7,7 @@ use crate::harness::repository;
 
 /// Which top-level modules of the host each one may use, from ARCHITECTURE.md. Two stand for the whole: `host` puts
 /// everything together, and `cli` is at the top.
-const MAY_USE: [(&str, &[&str]); 13] = [
+const MAY_USE: [(&str, &[&str]); 14] = [
     (
         "cli",
         &[
@@ -18,6 +18,7 @@ const MAY_USE: [(&str, &[&str]); 13] = [
             "function",
             "host",
             "instance",
+            "network",
             "serve",
             "telemetry",
             "tensor",
@@ -25,17 +26,29 @@ const MAY_USE: [(&str, &[&str]); 13] = [
     ),
     (
         "host",
-        &["admin", "artifact", "backend", "config", "deploy", "function", "instance", "serve", "telemetry"],
+        &[
+            "admin",
+            "artifact",
+            "backend",
+            "config",
+            "deploy",
+            "function",
+            "instance",
+            "network",
+            "serve",
+            "telemetry",
+        ],
     ),
     ("serve", &["backend", "config", "function", "instance", "nn", "telemetry", "tensor"]),
     ("admin", &["config", "deploy", "function", "serve", "telemetry"]),
-    ("deploy", &["artifact", "backend", "config", "function", "instance", "nn", "telemetry"]),
+    ("deploy", &["artifact", "backend", "config", "function", "instance", "network", "nn", "telemetry"]),
     ("function", &["backend", "instance", "telemetry"]),
-    ("instance", &["backend", "config", "nn", "telemetry", "tensor"]),
+    ("instance", &["backend", "config", "network", "nn", "telemetry", "tensor"]),
     // Host fns work on the state of an instance: the two are one step of the walk.
     ("nn", &["backend", "instance", "telemetry", "tensor"]),
     ("backend", &["config", "telemetry", "tensor"]),
-    ("artifact", &["backend", "config"]),
+    ("artifact", &["backend", "config", "network"]),
+    ("network", &[]),
     ("telemetry", &[]),
     ("config", &[]),
     ("tensor", &[]),

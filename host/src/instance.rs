@@ -21,7 +21,7 @@ pub mod http;
 pub mod limits;
 pub mod log;
 mod model;
-mod outgoing;
+pub mod outgoing;
 pub mod state;
 pub mod typed;
 

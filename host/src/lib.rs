@@ -18,6 +18,7 @@ pub mod nn;
 // What all use.
 pub mod backend;
 pub mod config;
+pub mod network;
 pub mod telemetry;
 pub mod tensor;
 
