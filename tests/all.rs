@@ -15,6 +15,7 @@ mod limits;
 mod manifest;
 mod nn;
 mod oip;
+mod outbound;
 mod request;
 mod residency;
 mod stock;

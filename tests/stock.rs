@@ -150,6 +150,7 @@ fn without_ours(linker: &mut Linker<State>, component: &Component) -> wasmtime::
 /// A model as a deployment on `host` admits it.
 async fn admitted(host: &TestHost, path: &str) -> Model {
     let declared = Declared {
+        reference: None,
         path: path.into(),
         weights: None,
         encoding: Encoding::Onnx,

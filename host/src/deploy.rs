@@ -23,8 +23,10 @@ use crate::function::{App, Function, Functions, Revision, Routes, Settings, Snap
 use crate::instance::compile::{CompileError, compile};
 use crate::instance::engine::Engines;
 use crate::instance::log::FunctionLog;
+use crate::instance::outgoing::Outbound;
 use crate::instance::state::Grants;
 use crate::instance::{CallError, Deadline, LinkError, Program, Surroundings};
+use crate::network::{AllowedHosts, Network};
 use crate::nn::Granted;
 
 mod models;
@@ -38,6 +40,8 @@ pub struct Deployer {
     pub residency: Arc<Residency>,
     pub intake: Arc<Intake>,
     pub functions: Arc<Functions>,
+    /// The way out for functions.
+    pub network: Arc<Network>,
     /// Where functions' own output goes.
     pub logs: PathBuf,
 }
@@ -55,6 +59,13 @@ pub enum DeployError {
     Link(#[from] LinkError),
     #[error("its files cannot be mounted: {0}")]
     Files(CacheError),
+    #[error("`allowed_outbound_hosts`: {0}")]
+    Outbound(String),
+    #[error(
+        "`allowed_outbound_hosts` names `{0}`, but this host has no requests of an app to itself; leave it out, or give \
+         the other function's address"
+    )]
+    ToItself(String),
     #[error("it could not describe itself: {0}")]
     Describe(CallError),
     #[error("its model cannot be described: {0}")]
@@ -183,6 +194,7 @@ impl Deployer {
             environment: component.environment.clone().into_iter().collect(),
             variables: component.variables.clone(),
             files: files.as_ref().map(|files| files.path().to_owned()),
+            outbound: Some(Arc::new(self.outbound(component)?)),
         };
         let surroundings = Surroundings {
             engines: Arc::clone(&self.engines),
@@ -221,6 +233,15 @@ impl Deployer {
             models,
             files,
         })
+    }
+
+    /// Where a component may send requests to.
+    fn outbound(&self, component: &Component) -> Result<Outbound, DeployError> {
+        let hosts = AllowedHosts::parse(&component.allowed_outbound_hosts).map_err(DeployError::Outbound)?;
+        if let Some(own) = hosts.iter().find(|host| host.is_own()) {
+            return Err(DeployError::ToItself(own.to_string()));
+        }
+        Ok(Outbound::new(&component.id, hosts, &self.network))
     }
 
     /// A function may ask for less than the host gives, not for more.

@@ -19,6 +19,7 @@ use crate::config::{Config, NoCacheDir, PagemapScan};
 use crate::deploy::{Deployer, Intake};
 use crate::function::{Admission, Functions};
 use crate::instance::engine::{EngineLimits, Engines, resets_by_pagemap};
+use crate::network::{AddressPolicy, Bounds as OutboundBounds, Network, Trust};
 use crate::serve::access::AccessLog;
 use crate::serve::tls::{Tls, TlsError};
 use crate::serve::{ServeLimits, Server};
@@ -214,9 +215,28 @@ fn deployer(
         residency: Arc::clone(residency),
         intake: Arc::new(intake(&config, around.program, cache)),
         functions: Arc::clone(functions),
+        network: Arc::new(network(&config)),
         logs: around.logs,
         config,
     })
+}
+
+/// The way out for functions.
+pub fn network(config: &Config) -> Network {
+    let outbound = &config.outbound;
+    let bounds = OutboundBounds {
+        connections: outbound.concurrency,
+        instance_connections: outbound.instance_concurrency,
+        connect: Duration::from_millis(outbound.connect_ms),
+        first_byte: Duration::from_millis(outbound.first_byte_ms),
+        between_bytes: Duration::from_millis(outbound.between_bytes_ms),
+    };
+    let policy = AddressPolicy {
+        allow_private: outbound.allow_private,
+        allow: outbound.allow.clone(),
+        deny: outbound.deny.clone(),
+    };
+    Network::new(bounds, policy, Trust::new(outbound.ca.clone()))
 }
 
 /// What takes models in; `program` tries them out.

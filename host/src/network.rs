@@ -105,8 +105,12 @@ fn parse_scheme(scheme: &str) -> Result<Option<String>, String> {
     match scheme {
         "*" => Ok(None),
         "" => Err("the scheme is missing; write one such as `https`, or `*` for any".to_owned()),
-        scheme if scheme.bytes().all(|byte| byte.is_ascii_alphabetic()) => Ok(Some(scheme.to_ascii_lowercase())),
-        scheme => Err(format!("`{scheme}` is no scheme; write one of letters, such as `https`, or `*` for any")),
+        scheme if scheme.bytes().all(|byte| byte.is_ascii_alphabetic()) => {
+            Ok(Some(scheme.to_ascii_lowercase()))
+        }
+        scheme => {
+            Err(format!("`{scheme}` is no scheme; write one of letters, such as `https`, or `*` for any"))
+        }
     }
 }
 
@@ -283,9 +287,8 @@ fn host_name(name: &str) -> Result<String, String> {
     if !name.is_ascii() {
         return Err(format!("`{name}` is not in ASCII; write it as DNS does (punycode, `xn--...`)"));
     }
-    let letters = |label: &str| {
-        label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
-    };
+    let letters =
+        |label: &str| label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
     let is_label = |label: &str| !label.is_empty() && label.len() <= LONGEST_LABEL && letters(label);
     if name.len() > LONGEST_NAME || !name.split('.').all(is_label) {
         return Err(format!("`{name}` is not the name of a host"));
@@ -316,7 +319,12 @@ impl AllowedHosts {
     /// What is wrong with the first one that is wrong.
     pub fn parse(entries: &[String]) -> Result<AllowedHosts, String> {
         let left_empty = |entry: &&String| !matches!(entry.trim(), "" | "http://" | "https://");
-        entries.iter().filter(left_empty).map(|entry| AllowedHost::parse(entry)).collect::<Result<_, _>>().map(AllowedHosts)
+        entries
+            .iter()
+            .filter(left_empty)
+            .map(|entry| AllowedHost::parse(entry))
+            .collect::<Result<_, _>>()
+            .map(AllowedHosts)
     }
 
     /// Whether the author has allowed it. `scheme` is in lower case.

@@ -329,10 +329,7 @@ access = "yes""#;
             (11, "`inference.backends` lists `tract` twice; remove one"),
             (13, "unknown key `libary` in `inference.openvino`; did you mean `library`?"),
             (15, "`engine.pagemap_scan` cannot be `on`; it may be `auto`, `off`"),
-            (
-                17,
-                "`outbound.deny` must list networks such as `10.0.0.0/8` or addresses, not `10.0.0.0/40`",
-            ),
+            (17, "`outbound.deny` must list networks such as `10.0.0.0/8` or addresses, not `10.0.0.0/40`"),
             (19, "`log.access` must be true or false, not this string"),
         ];
         let found: Vec<_> = errors.errors.iter().map(|error| (error.line, error.message.as_str())).collect();

@@ -106,7 +106,9 @@ fn class_v6(address: Ipv6Addr) -> Class {
         [0, 0, 0, 0, 0, 0, 0, 0] => Class::Special("an address of no host (::)"),
         [0, 0, 0, 0, 0, 0, 0, 1] => Class::Private("this machine's own (::1)"),
         // The metadata service of a cloud, in the midst of private addresses.
-        [0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x0254] => Class::Special("where clouds keep their metadata (fd00:ec2::254)"),
+        [0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x0254] => {
+            Class::Special("where clouds keep their metadata (fd00:ec2::254)")
+        }
         [0xfc00..=0xfdff, ..] => Class::Private("of a private network (fc00::/7)"),
         [0xfe80..=0xfebf, ..] => Class::Special("link-local (fe80::/10)"),
         [0xfec0..=0xfeff, ..] => Class::Private("site-local (fec0::/10)"),
@@ -233,14 +235,19 @@ mod tests {
             ..AddressPolicy::default()
         };
         let allowed = ["10.1.2.3", "::ffff:10.1.2.3", "169.254.169.254", "fd12::5", "8.8.8.8"];
-        let refused = ["10.2.0.1", "10.1.9.1", "::ffff:10.1.9.1", "1.1.1.1", "64:ff9b::1.1.1.1", "169.254.169.253"];
+        let refused =
+            ["10.2.0.1", "10.1.9.1", "::ffff:10.1.9.1", "1.1.1.1", "64:ff9b::1.1.1.1", "169.254.169.253"];
         check(&policy, &allowed, &refused);
     }
 
     #[test]
     fn a_refusal_says_what_would_open_the_address() {
-        let told = |address: &str| AddressPolicy::default().check(address.parse().unwrap()).unwrap_err().to_string();
+        let told =
+            |address: &str| AddressPolicy::default().check(address.parse().unwrap()).unwrap_err().to_string();
         assert!(told("127.0.0.1").contains("allow_private = true"));
-        assert!(told("169.254.169.254").contains("metadata") && !told("169.254.169.254").contains("allow_private"));
+        assert!(
+            told("169.254.169.254").contains("metadata")
+                && !told("169.254.169.254").contains("allow_private")
+        );
     }
 }

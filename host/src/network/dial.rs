@@ -71,7 +71,12 @@ impl Network {
     }
 
     /// With another source of addresses than the system's.
-    pub fn with_resolver(bounds: Bounds, policy: AddressPolicy, trust: Trust, resolve: Arc<Resolve>) -> Network {
+    pub fn with_resolver(
+        bounds: Bounds,
+        policy: AddressPolicy,
+        trust: Trust,
+        resolve: Arc<Resolve>,
+    ) -> Network {
         Network {
             places: Arc::new(Semaphore::new(bounds.connections)),
             lookups: Arc::new(Semaphore::new(LOOKUPS)),
@@ -95,7 +100,12 @@ impl Network {
     ///
     /// # Errors
     /// Where it has none, or none that answers until `until`.
-    pub async fn dial(&self, destination: &Destination, port: u16, until: Instant) -> Result<TcpStream, DialError> {
+    pub async fn dial(
+        &self,
+        destination: &Destination,
+        port: u16,
+        until: Instant,
+    ) -> Result<TcpStream, DialError> {
         let addresses = match destination {
             Destination::Address(address) => vec![*address],
             Destination::Name(name) => self.look_up(name, until).await?,
@@ -139,7 +149,10 @@ impl Network {
 }
 
 /// Tries one after the other, each for its share of the time that is left; `None` where it is over.
-async fn first_that_answers(addresses: &[SocketAddr], until: Instant) -> Result<Option<TcpStream>, DialError> {
+async fn first_that_answers(
+    addresses: &[SocketAddr],
+    until: Instant,
+) -> Result<Option<TcpStream>, DialError> {
     let mut failed = None;
     for (index, address) in addresses.iter().enumerate() {
         let now = Instant::now();
@@ -174,7 +187,13 @@ mod tests {
 
     fn bounds() -> Bounds {
         let second = Duration::from_secs(1);
-        Bounds { connections: 2, instance_connections: 2, connect: second, first_byte: second, between_bytes: second }
+        Bounds {
+            connections: 2,
+            instance_connections: 2,
+            connect: second,
+            first_byte: second,
+            between_bytes: second,
+        }
     }
 
     fn loopback_only() -> AddressPolicy {
@@ -182,7 +201,10 @@ mod tests {
         AddressPolicy { allow, ..AddressPolicy::default() }
     }
 
-    fn network(policy: AddressPolicy, resolve: impl Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync + 'static) -> Network {
+    fn network(
+        policy: AddressPolicy,
+        resolve: impl Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync + 'static,
+    ) -> Network {
         Network::with_resolver(bounds(), policy, Trust::default(), Arc::new(resolve))
     }
 
@@ -217,7 +239,8 @@ mod tests {
     async fn addresses_that_may_not_be_reached_are_left_out() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let several = |_: &str| Ok(["10.0.0.1", "::1", "127.0.0.1"].map(|text| text.parse().unwrap()).to_vec());
+        let several =
+            |_: &str| Ok(["10.0.0.1", "::1", "127.0.0.1"].map(|text| text.parse().unwrap()).to_vec());
         let network = network(loopback_only(), several);
         let stream = network.dial(&name(), port, soon()).await.unwrap();
         assert_eq!(stream.peer_addr().unwrap().ip(), IpAddr::from([127, 0, 0, 1]));
@@ -252,6 +275,6 @@ mod tests {
         let error = network.place(Instant::now() + Duration::from_millis(20)).await.unwrap_err();
         assert!(matches!(error, DialError::Full), "{error}");
         drop(held);
-        network.place(soon()).await.unwrap();
+        drop(network.place(soon()).await.unwrap());
     }
 }

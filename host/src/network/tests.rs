@@ -6,7 +6,9 @@ use super::*;
 fn entries_allow_what_they_say() {
     let check = |entry: &str, allowed: &[&str], denied: &[&str]| {
         let hosts = AllowedHosts::parse(&[entry.to_owned()]).unwrap_or_else(|error| panic!("{error}"));
-        for (url, expected) in allowed.iter().map(|url| (url, true)).chain(denied.iter().map(|url| (url, false))) {
+        for (url, expected) in
+            allowed.iter().map(|url| (url, true)).chain(denied.iter().map(|url| (url, false)))
+        {
             let (scheme, rest) = url.split_once("://").unwrap();
             let port = rest.rsplit_once(':').filter(|_| !rest.ends_with(']'));
             let (host, port) = port.map_or((rest, None), |(host, port)| (host, port.parse().ok()));
@@ -18,7 +20,12 @@ fn entries_allow_what_they_say() {
     check(
         "https://example.com",
         &["https://example.com", "https://EXAMPLE.com.", "https://example.com:443"],
-        &["http://example.com:443", "https://example.com:8443", "https://a.example.com", "https://example.co"],
+        &[
+            "http://example.com:443",
+            "https://example.com:8443",
+            "https://a.example.com",
+            "https://example.co",
+        ],
     );
     check("HTTPS://Example.COM./", &["https://example.com"], &["https://example.org"]);
     check("http://example.com:8080", &["http://example.com:8080"], &["http://example.com"]);
@@ -89,7 +96,8 @@ fn what_is_no_entry_is_told_why() {
 
 #[test]
 fn an_entry_left_empty_by_a_variable_allows_nothing() {
-    let hosts = AllowedHosts::parse(&["".to_owned(), "https://".to_owned(), "http://e.com".to_owned()]).unwrap();
+    let hosts =
+        AllowedHosts::parse(&["".to_owned(), "https://".to_owned(), "http://e.com".to_owned()]).unwrap();
     assert_eq!(hosts.iter().map(ToString::to_string).collect::<Vec<_>>(), ["http://e.com"]);
 }
 
@@ -105,16 +113,21 @@ fn destinations_are_read_as_they_are_compared() {
     check("", Some("self"));
     check("self.alt", Some("self"));
     check("a_b.c", Some("a_b.c"));
-    for wrong in ["2130706433", "127.1", "0x7f.0.0.0x1", "010.0.0.1", "a b", "a/b", "%6c", "a@b", "[x]", "."] {
+    for wrong in ["2130706433", "127.1", "0x7f.0.0.0x1", "010.0.0.1", "a b", "a/b", "%6c", "a@b", "[x]", "."]
+    {
         check(wrong, None);
     }
 }
 
 #[test]
 fn the_entry_to_add_allows_what_was_asked_for() {
-    for (scheme, host, port) in
-        [("http", "e.com", 80), ("https", "e.com", 443), ("https", "10.0.0.1", 8443), ("http", "::1", 81), ("http", "", 9)]
-    {
+    for (scheme, host, port) in [
+        ("http", "e.com", 80),
+        ("https", "e.com", 443),
+        ("https", "10.0.0.1", 8443),
+        ("http", "::1", 81),
+        ("http", "", 9),
+    ] {
         let host = Destination::parse(host).unwrap();
         let entry = AllowedHosts::entry(scheme, &host, port);
         let hosts = AllowedHosts::parse(&[entry.clone()]).unwrap();

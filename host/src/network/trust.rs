@@ -33,7 +33,9 @@ pub struct Trust {
 pub enum TrustError {
     #[error("the certificates in `{path}` (`outbound.ca` in host.toml) cannot be used: {reason}")]
     Own { path: PathBuf, reason: String },
-    #[error("this system has no certificates of authorities; install them, or name a file with `outbound.ca` in host.toml")]
+    #[error(
+        "this system has no certificates of authorities; install them, or name a file with `outbound.ca` in host.toml"
+    )]
     NoAuthorities,
     #[error("the certificate is not trusted: {0}")]
     Certificate(RustlsError),
@@ -67,7 +69,8 @@ impl Trust {
                 .map_err(|error| TrustError::Protocol(io::Error::new(io::ErrorKind::InvalidInput, error)))?,
             Destination::Own => return Err(TrustError::Protocol(io::ErrorKind::InvalidInput.into())),
         };
-        let shaken = timeout_at(until, connector.connect(name, stream)).await.map_err(|_| TrustError::Timeout)?;
+        let shaken =
+            timeout_at(until, connector.connect(name, stream)).await.map_err(|_| TrustError::Timeout)?;
         shaken.map_err(told_apart)
     }
 

@@ -67,7 +67,8 @@ impl Outbound {
         }
         self.admit(&target)?;
         let bounds = self.network.bounds;
-        let until = |asked: Option<Duration>, most| (Instant::now() + asked.unwrap_or(most).min(most)).min(deadline);
+        let until =
+            |asked: Option<Duration>, most| (Instant::now() + asked.unwrap_or(most).min(most)).min(deadline);
         let connected = until(options.connect_timeout, bounds.connect);
         let (stream, places) = self.connect(&target, own_places, connected).await?;
         let answered = until(options.first_byte_timeout, bounds.first_byte);
@@ -91,7 +92,9 @@ impl Outbound {
             return Err(HttpError::HttpRequestDenied);
         }
         if *destination == Destination::Own || destination.chained().is_some() {
-            self.tell(format!("a request to `{entry}` was denied: this host has no requests of an app to itself"));
+            self.tell(format!(
+                "a request to `{entry}` was denied: this host has no requests of an app to itself"
+            ));
             return Err(HttpError::HttpRequestDenied);
         }
         Ok(())

@@ -76,6 +76,7 @@ fn caused(error: &hyper::Error) -> Option<HttpError> {
         if let Some(error) = error.downcast_ref::<io::Error>() {
             return Some(match error.kind() {
                 io::ErrorKind::TimedOut => HttpError::ConnectionTimeout,
+                io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData => HttpError::HttpProtocolError,
                 _ => HttpError::ConnectionTerminated,
             });
         }
