@@ -11,6 +11,7 @@ mod clients;
 mod connection;
 mod drain;
 mod examples;
+mod generations;
 mod limits;
 mod manifest;
 mod nn;

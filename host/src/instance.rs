@@ -17,6 +17,7 @@ use crate::nn::{Granted, Session, TakeIn, Usage};
 
 pub mod compile;
 pub mod engine;
+pub mod generations;
 pub mod http;
 pub mod limits;
 pub mod log;
