@@ -448,7 +448,7 @@ fn answers_that_are_none_fail_by_name() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         drop(listener);
-        let host = host(&[url.clone()], open).await;
+        let host = host(std::slice::from_ref(&url), open).await;
         assert!(get(&host, &format!("/p2/fetch?{url}/")).await.contains("ConnectionRefused"));
     });
 }
@@ -517,7 +517,7 @@ fn one_who_does_not_speak_tls_is_told_apart() {
     run(async {
         let elsewhere = Elsewhere::start(None).await;
         let url = format!("https://{}", elsewhere.address);
-        let host = host(&[url.clone()], open).await;
+        let host = host(std::slice::from_ref(&url), open).await;
         assert!(get(&host, &format!("/p2/fetch?{url}/")).await.contains("TlsProtocolError"));
     });
 }

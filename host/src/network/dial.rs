@@ -18,7 +18,7 @@ const MOST_ADDRESSES: usize = 16;
 
 /// Names that are looked up at once. A look-up holds a thread until the system gives up on it, which may be long after
 /// its caller has.
-const LOOKUPS: usize = 16;
+const LOOKUPS: usize = 64;
 
 /// What is asked for the addresses of a name.
 pub type Resolve = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;

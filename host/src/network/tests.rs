@@ -130,7 +130,7 @@ fn the_entry_to_add_allows_what_was_asked_for() {
     ] {
         let host = Destination::parse(host).unwrap();
         let entry = AllowedHosts::entry(scheme, &host, port);
-        let hosts = AllowedHosts::parse(&[entry.clone()]).unwrap();
+        let hosts = AllowedHosts::parse(std::slice::from_ref(&entry)).unwrap();
         assert!(hosts.allows(scheme, &host, port), "{entry}");
     }
     let own = ["http://self", "http://*.spin.internal", "http://a.spin.internal"];

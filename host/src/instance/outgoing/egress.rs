@@ -2,7 +2,9 @@
 //! own, under the deadline of the call.
 
 use std::collections::BTreeSet;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use http::{HeaderName, Method, Request, Response, Uri};
@@ -37,6 +39,20 @@ const LONGEST_TOLD: usize = 300;
 /// The places that a request takes, as long as its connection lives.
 type Places = Arc<(OwnedSemaphorePermit, OwnedSemaphorePermit)>;
 
+/// A place among the requests of one instance, or the wait for it.
+type OwnPlace = Pin<Box<dyn Future<Output = OwnedSemaphorePermit> + Send>>;
+
+/// Queues for a place at once: in the order of sending, not in that in which requests happen to run. A guest that reads
+/// its answers in that order would otherwise wait for one whose place a later one has.
+fn queue(places: Arc<Semaphore>) -> OwnPlace {
+    let acquired = async { places.acquire_owned().await.expect("the semaphore is never closed") };
+    let mut place: OwnPlace = Box::pin(tokio::task::unconstrained(acquired));
+    match place.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(place) => Box::pin(std::future::ready(place)),
+        Poll::Pending => place,
+    }
+}
+
 /// What the hook answers.
 pub(crate) type Sent =
     Result<(Response<WasiBody>, Box<dyn Future<Output = Result<(), HttpError>> + Send>), HttpError>;
@@ -57,7 +73,7 @@ impl Outbound {
         &self,
         request: Request<WasiBody>,
         options: RequestOptions,
-        own_places: Arc<Semaphore>,
+        own_place: OwnPlace,
         deadline: Instant,
     ) -> Sent {
         let target = Target::of(request.uri())?;
@@ -70,7 +86,7 @@ impl Outbound {
         let until =
             |asked: Option<Duration>, most| (Instant::now() + asked.unwrap_or(most).min(most)).min(deadline);
         let connected = until(options.connect_timeout, bounds.connect);
-        let (stream, places) = self.connect(&target, own_places, connected).await?;
+        let (stream, places) = self.connect(&target, own_place, connected).await?;
         let answered = until(options.first_byte_timeout, bounds.first_byte);
         let (response, driver) = exchange(stream, request, connected, answered).await?;
         let pause = options.between_bytes_timeout.unwrap_or(bounds.between_bytes).min(bounds.between_bytes);
@@ -103,12 +119,11 @@ impl Outbound {
     async fn connect(
         &self,
         target: &Target,
-        own_places: Arc<Semaphore>,
+        own_place: OwnPlace,
         until: Instant,
     ) -> Result<(Stream, Places), HttpError> {
         // Its own first: an instance that waits for itself must not keep others waiting.
-        let own = timeout_at(until, own_places.acquire_owned()).await;
-        let own = own.map_err(|_| HttpError::ConnectionLimitReached)?.expect("the semaphore is never closed");
+        let own = timeout_at(until, own_place).await.map_err(|_| HttpError::ConnectionLimitReached)?;
         let place = self.network.place(until).await.map_err(|error| self.dial_failed(&error))?;
         let dialled = self.network.dial(&target.destination, target.port, until).await;
         let stream = dialled.map_err(|error| self.dial_failed(&error))?;
@@ -225,8 +240,8 @@ impl WasiHttpHooks for Egress {
         };
         let most = outbound.network.bounds.instance_connections;
         let places = Arc::clone(self.places.get_or_insert_with(|| Arc::new(Semaphore::new(most))));
-        let deadline = self.deadline;
-        Box::new(async move { outbound.send(request, options.unwrap_or_default(), places, deadline).await })
+        let (place, deadline) = (queue(places), self.deadline);
+        Box::new(async move { outbound.send(request, options.unwrap_or_default(), place, deadline).await })
     }
 }
 
