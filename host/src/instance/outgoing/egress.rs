@@ -206,6 +206,10 @@ impl Target {
     }
 }
 
+/// The call's own deadline stops the guest, and its requests with it. What is left then ends so much later: a request
+/// that failed a moment before would have the guest answer in place of the host.
+const AFTER: Duration = Duration::from_secs(1);
+
 /// The hook of one instance.
 pub(crate) struct Egress {
     outbound: Option<Arc<Outbound>>,
@@ -216,7 +220,7 @@ pub(crate) struct Egress {
 
 impl Egress {
     pub(crate) fn new(outbound: Option<Arc<Outbound>>, deadline: std::time::Instant) -> Egress {
-        Egress { outbound, deadline: deadline.into(), places: None }
+        Egress { outbound, deadline: Instant::from(deadline) + AFTER, places: None }
     }
 }
 
