@@ -90,7 +90,7 @@ pub(crate) fn guest(name: &str) -> String {
 }
 
 /// Builds a workspace of guests as a person does, without what the cargo that runs the tests has set.
-fn build(workspace: &Path) {
+pub(crate) fn build(workspace: &Path) {
     let cargo = environment("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.args(["build", "--release", "--quiet"]).current_dir(workspace);

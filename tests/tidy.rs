@@ -7,7 +7,7 @@ use crate::harness::repository;
 
 /// Which top-level modules of the host each one may use, from ARCHITECTURE.md. Two stand for the whole: `host` puts
 /// everything together, and `cli` is at the top.
-const MAY_USE: [(&str, &[&str]); 15] = [
+const MAY_USE: [(&str, &[&str]); 16] = [
     (
         "cli",
         &[
@@ -20,6 +20,7 @@ const MAY_USE: [(&str, &[&str]); 15] = [
             "instance",
             "samples",
             "key_value",
+            "network",
             "serve",
             "telemetry",
             "tensor",
@@ -36,6 +37,7 @@ const MAY_USE: [(&str, &[&str]); 15] = [
             "function",
             "instance",
             "key_value",
+            "network",
             "serve",
             "telemetry",
         ],
@@ -43,14 +45,18 @@ const MAY_USE: [(&str, &[&str]); 15] = [
     ("samples", &["artifact", "backend", "function", "instance", "nn", "serve", "tensor"]),
     ("serve", &["backend", "config", "function", "instance", "nn", "telemetry", "tensor"]),
     ("admin", &["config", "deploy", "function", "serve", "telemetry"]),
-    ("deploy", &["artifact", "backend", "config", "function", "instance", "key_value", "nn", "telemetry"]),
+    (
+        "deploy",
+        &["artifact", "backend", "config", "function", "instance", "key_value", "network", "nn", "telemetry"],
+    ),
     ("function", &["backend", "instance", "telemetry"]),
-    ("instance", &["backend", "config", "key_value", "nn", "telemetry", "tensor"]),
+    ("instance", &["backend", "config", "key_value", "network", "nn", "telemetry", "tensor"]),
     // Host fns work on the state of an instance: the two are one step of the walk.
     ("nn", &["backend", "instance", "telemetry", "tensor"]),
     ("backend", &["config", "telemetry", "tensor"]),
-    ("artifact", &["backend", "config"]),
+    ("artifact", &["backend", "config", "network"]),
     ("key_value", &["config", "telemetry"]),
+    ("network", &[]),
     ("telemetry", &[]),
     ("config", &[]),
     ("tensor", &[]),

@@ -8,6 +8,8 @@ use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
+
 pub use document::{DocumentError, DocumentErrors};
 pub(crate) use keys::bounds;
 
@@ -27,6 +29,7 @@ pub struct Config {
     pub limits: Limits,
     pub models: Models,
     pub inference: Inference,
+    pub outbound: Outbound,
     pub engine: Engine,
     pub log: Log,
 }
@@ -194,6 +197,21 @@ pub struct Inference {
     pub openvino_library: Option<PathBuf>,
 }
 
+/// What functions may reach of the network, beside what their apps allow them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outbound {
+    pub allow_private: bool,
+    pub allow: Vec<IpNet>,
+    pub deny: Vec<IpNet>,
+    /// Certificates of authorities that are trusted beside the system's, in PEM.
+    pub ca: Option<PathBuf>,
+    pub concurrency: usize,
+    pub instance_concurrency: usize,
+    pub connect_ms: u64,
+    pub first_byte_ms: u64,
+    pub between_bytes_ms: u64,
+}
+
 /// Settings of the wasm engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Engine {
@@ -311,6 +329,22 @@ impl Default for Inference {
             backends: BACKENDS.map(str::to_owned).to_vec(),
             onnxruntime_library: None,
             openvino_library: None,
+        }
+    }
+}
+
+impl Default for Outbound {
+    fn default() -> Self {
+        Self {
+            allow_private: false,
+            allow: Vec::new(),
+            deny: Vec::new(),
+            ca: None,
+            concurrency: 256,
+            instance_concurrency: 16,
+            connect_ms: 10_000,
+            first_byte_ms: 30_000,
+            between_bytes_ms: 30_000,
         }
     }
 }

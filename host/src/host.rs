@@ -20,6 +20,7 @@ use crate::deploy::{Deployer, Intake};
 use crate::function::{Admission, Functions};
 use crate::instance::engine::{EngineLimits, Engines, resets_by_pagemap};
 use crate::key_value::KeyValue;
+use crate::network::{AddressPolicy, Bounds as OutboundBounds, Network, Trust};
 use crate::serve::access::AccessLog;
 use crate::serve::tls::{Tls, TlsError};
 use crate::serve::{ServeLimits, Server};
@@ -220,6 +221,7 @@ fn deployer(
         intake: Arc::new(intake(&config, around.program, cache)),
         functions: Arc::clone(functions),
         key_value: KeyValue::new(config.key_value.clone(), &around.state),
+        network: Arc::new(network(&config)),
         logs: around.logs,
         config,
     })
@@ -236,6 +238,24 @@ pub fn workbench(config: Config, around: Surroundings, fuel: bool) -> Result<Dep
     let residency = residency(&config, &telemetry)?;
     let functions = Functions::new(admission(&config), telemetry);
     deployer(config, around, cache, &residency, &functions, fuel)
+}
+
+/// The way out for functions.
+pub fn network(config: &Config) -> Network {
+    let outbound = &config.outbound;
+    let bounds = OutboundBounds {
+        connections: outbound.concurrency,
+        instance_connections: outbound.instance_concurrency,
+        connect: Duration::from_millis(outbound.connect_ms),
+        first_byte: Duration::from_millis(outbound.first_byte_ms),
+        between_bytes: Duration::from_millis(outbound.between_bytes_ms),
+    };
+    let policy = AddressPolicy {
+        allow_private: outbound.allow_private,
+        allow: outbound.allow.clone(),
+        deny: outbound.deny.clone(),
+    };
+    Network::new(bounds, policy, Trust::new(outbound.ca.clone()))
 }
 
 /// What takes models in; `program` tries them out.

@@ -20,6 +20,7 @@ pub mod nn;
 pub mod backend;
 pub mod config;
 pub mod key_value;
+pub mod network;
 pub mod telemetry;
 pub mod tensor;
 

@@ -1,14 +1,16 @@
 //! The keys of `host.toml` and the values that each may have.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
 
 use super::document::{Table, Value};
 use super::{
     BACKENDS, Cache, Config, Engine, Inference, KeyValue, KeyValuePlace, KeyValueStore, Limits, Listen,
 };
-use super::{Log, LogFormat, Models, PagemapScan, Registry, Secret, TlsFiles, Vet};
+use super::{Log, LogFormat, Models, Outbound, PagemapScan, Registry, Secret, TlsFiles, Vet};
 
 /// What a limit may be, here and in the app manifest.
 pub(crate) mod bounds {
@@ -41,6 +43,7 @@ pub(super) fn read(root: &mut Table<'_>, dir: &Path) -> Config {
         limits: root.table("limits", limits).unwrap_or_default(),
         models: root.table("models", models).unwrap_or_default(),
         inference: root.table("inference", |t| inference(t, dir)).unwrap_or_default(),
+        outbound: root.table("outbound", |t| outbound(t, dir)).unwrap_or_default(),
         engine: root.table("engine", engine).unwrap_or_default(),
         log: root.table("log", |t| log(t, dir)).unwrap_or_default(),
     }
@@ -252,6 +255,42 @@ fn backends(value: &Value<'_>) -> Vec<String> {
     names
 }
 
+fn outbound(t: &mut Table<'_>, dir: &Path) -> Outbound {
+    let mut outbound = Outbound { ca: path(t, "ca", dir), ..Outbound::default() };
+    if let Some(allow) = t.boolean("allow_private") {
+        outbound.allow_private = allow;
+    }
+    if let Some(value) = t.value("allow") {
+        outbound.allow = networks(&value);
+    }
+    if let Some(value) = t.value("deny") {
+        outbound.deny = networks(&value);
+    }
+    set(t, "concurrency", bounds::CONCURRENCY, "", &mut outbound.concurrency);
+    set(t, "instance_concurrency", bounds::CONCURRENCY, "", &mut outbound.instance_concurrency);
+    set(t, "connect_ms", 1..=DAY_MS, "ms", &mut outbound.connect_ms);
+    set(t, "first_byte_ms", 1..=DAY_MS, "ms", &mut outbound.first_byte_ms);
+    set(t, "between_bytes_ms", 1..=DAY_MS, "ms", &mut outbound.between_bytes_ms);
+    outbound
+}
+
+/// Networks, or single addresses.
+fn networks(value: &Value<'_>) -> Vec<IpNet> {
+    let mut networks = Vec::new();
+    for item in value.items() {
+        let Some(text) = item.string() else { continue };
+        let address = || text.parse::<IpAddr>().ok().map(IpNet::from);
+        match text.parse::<IpNet>().ok().or_else(address) {
+            Some(network) => networks.push(network.trunc()),
+            None => item.refuse(&format!(
+                "`{}` must list networks such as `10.0.0.0/8` or addresses, not `{text}`",
+                value.path()
+            )),
+        }
+    }
+    networks
+}
+
 fn engine(t: &mut Table<'_>) -> Engine {
     let mut engine = Engine::default();
     let keep = &mut engine.pool_keep_resident_kib;
@@ -368,6 +407,8 @@ libary = "x"
 insecure = ["http://localhost:5000"]
 [engine]
 pagemap_scan = "on"
+[outbound]
+deny = ["10.0.0.0/40"]
 [log]
 access = "yes""#;
         let errors = parse(text).unwrap_err();
@@ -387,6 +428,7 @@ access = "yes""#;
                 "`registry.insecure` cannot be `http://localhost:5000`; give a registry's host and port such as `localhost:5000`",
             ),
             (17, "`engine.pagemap_scan` cannot be `on`; it may be `auto`, `off`"),
+            (17, "`outbound.deny` must list networks such as `10.0.0.0/8` or addresses, not `10.0.0.0/40`"),
             (19, "`log.access` must be true or false, not this string"),
         ];
         let found: Vec<_> = errors.errors.iter().map(|error| (error.line, error.message.as_str())).collect();
@@ -412,6 +454,9 @@ access = "yes""#;
         check("inference.backends = [\"rten\"]", &|c| c.inference.backends = vec!["rten".into()]);
         check("inference.openvino.library = \"/o.so\"", &|c| {
             c.inference.openvino_library = Some("/o.so".into());
+        });
+        check("outbound.allow = [\"10.1.2.3/8\", \"::1\"]", &|c| {
+            c.outbound.allow = vec!["10.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()];
         });
         check("log.format = \"json\"", &|c| c.log.format = LogFormat::Json);
         check("registry.insecure = [\"Localhost:5000\"]", &|c| {

@@ -4,17 +4,14 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use http::HeaderName;
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
-use wasmtime_wasi_http::{
-    DEFAULT_FORBIDDEN_HEADERS, Error as HttpError, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView,
-    WasiHttpHooks, WasiHttpView,
-};
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use super::key_value::Session as KeyValueSession;
 use super::limits::Limits;
 use super::log::FunctionLog;
+use super::outgoing::{Egress, Outbound};
 use crate::key_value::Store as KeyValueStore;
 use crate::nn::Session;
 use crate::nn::responses::Responses;
@@ -28,6 +25,8 @@ pub struct Grants {
     pub key_value_stores: BTreeMap<String, KeyValueStore>,
     /// A folder of the function's files, which it sees as its root and cannot write to.
     pub files: Option<PathBuf>,
+    /// Where it may send requests to; nowhere without.
+    pub outbound: Option<Arc<Outbound>>,
 }
 
 /// The data of one instance's Store.
@@ -70,6 +69,7 @@ impl State {
         table.set_max_capacity(handles);
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(FIELDS);
+        let egress = Egress::new(grants.outbound.clone(), nn.deadline());
         Ok(State {
             table,
             limits,
@@ -78,7 +78,7 @@ impl State {
             key_value: KeyValueSession::default(),
             wasi: wasi.build(),
             http,
-            egress: Egress,
+            egress,
             grants: Arc::clone(grants),
         })
     }
@@ -97,30 +97,5 @@ impl WasiView for State {
 impl WasiHttpView for State {
     fn http(&mut self) -> WasiHttpCtxView<'_> {
         WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.egress }
-    }
-}
-
-/// Outbound HTTP: denied, since no function can be granted a host yet.
-struct Egress;
-
-/// A static, since every use of the constant makes its names anew.
-static FORBIDDEN_HEADERS: [HeaderName; 9] = DEFAULT_FORBIDDEN_HEADERS;
-
-type Sent =
-    Result<(http::Response<WasiBody>, Box<dyn Future<Output = Result<(), HttpError>> + Send>), HttpError>;
-
-impl WasiHttpHooks for Egress {
-    fn is_forbidden_header(&mut self, name: &HeaderName) -> bool {
-        // What the trait does by itself, without a closure on the heap for every header.
-        FORBIDDEN_HEADERS.contains(name)
-    }
-
-    fn send_request(
-        &mut self,
-        _: http::Request<WasiBody>,
-        _: Option<RequestOptions>,
-        _: Box<dyn Future<Output = Result<(), HttpError>> + Send>,
-    ) -> Box<dyn Future<Output = Sent> + Send> {
-        Box::new(async { Err(HttpError::HttpRequestDenied) })
     }
 }
