@@ -12,12 +12,18 @@ use crate::host;
 use crate::instance::engine::resets_by_pagemap;
 use progress::Progress;
 
+pub mod app;
 pub mod backend;
 pub mod build;
+pub mod cache;
+pub mod check;
 pub mod conformance;
 pub mod doctor;
+pub mod model;
 pub mod new;
+pub mod package;
 pub mod progress;
+pub mod push;
 pub mod transfer;
 pub mod tune;
 pub mod up;
@@ -41,12 +47,23 @@ enum Command {
     Build(build::BuildArgs),
     /// Serves the app of a spin.toml, or model files as they are.
     Up(up::UpArgs),
+    /// Runs golden samples on any backend, and shows what functions cost.
+    Check(check::CheckArgs),
     /// Checks any server of the Open Inference Protocol, point by point.
     Conformance(conformance::ConformanceArgs),
+    /// Packs an app as an OCI artifact.
+    Package(package::PackageArgs),
+    /// Packs an app and pushes it to a registry.
+    Push(push::PushArgs),
+    /// Pulls an app or a model from a registry into the cache.
+    Pull(push::PullArgs),
+    /// Pushes and pulls a model alone.
+    Model(model::ModelArgs),
     /// Measures batch sizes, delays and threads for a model, and recommends settings.
     Tune(tune::TuneArgs),
     /// Shows inference backends, and obtains their libraries.
     Backend(backend::BackendArgs),
+    Cache(cache::CacheArgs),
     /// Tells what is wrong with a setup, and the command that mends it.
     Doctor(doctor::DoctorArgs),
     /// Tries a model out; the host starts this by itself.
@@ -69,15 +86,22 @@ pub fn run() -> anyhow::Result<()> {
     let config = Config::load(cli.config.as_deref())?;
     let json = config.log.format == config::LogFormat::Json;
     // Loads and evictions are the host's news, not a measurement's.
-    let usual = if matches!(cli.command, Command::Tune(_)) { "warn" } else { "warn,tenon=info" };
+    let usual =
+        if matches!(cli.command, Command::Tune(_) | Command::Check(_)) { "warn" } else { "warn,tenon=info" };
     let filter = config::log_filter().unwrap_or_else(|| usual.to_owned());
     crate::telemetry::start_log(json, &filter);
     let progress = Progress::stderr(config::no_color());
     match cli.command {
         Command::New(args) => new::run(&args, &progress),
         Command::Build(args) => runtime()?.block_on(build::run(&args, &progress)),
+        Command::Check(args) => runtime()?.block_on(check::run(&args, config, &progress)),
         Command::Conformance(args) => conformance::run(&args, &progress),
         Command::Tune(args) => runtime()?.block_on(tune::run(&args, config, &progress)),
+        Command::Cache(args) => cache::run(&args, &config, &progress),
+        Command::Package(args) => runtime()?.block_on(package::run(&args, config, &progress)),
+        Command::Push(args) => runtime()?.block_on(push::push(&args, config, &progress)),
+        Command::Pull(args) => runtime()?.block_on(push::pull(&args, config, &progress)),
+        Command::Model(args) => runtime()?.block_on(model::run(&args, config, &progress)),
         Command::Up(args) => runtime()?.block_on(up::run(args, config, &progress)),
         Command::Backend(args) => {
             let libraries = trusted_libraries(&config)?;

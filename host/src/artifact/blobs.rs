@@ -1,8 +1,8 @@
 //! The content-addressed store: each blob is one read-only file under its digest, kept once for all apps and hosts.
 //!
 //! A blob has its name only when it is whole: it is written under another name, synced, and renamed. What is used
-//! stays: see [`hold`] for the protocol between those who use blobs and those who remove them, and [`record`] for
-//! what is known of a blob beside its bytes.
+//! stays: `hold` has the protocol between those who use blobs and those who remove them, `record` what is known of a
+//! blob beside its bytes.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -10,7 +10,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{FlockOperation, RenameFlags, flock};
+use rustix::fs::{FlockOperation, RenameFlags};
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
@@ -88,7 +88,7 @@ pub enum BlobError {
 }
 
 /// What to do about a write that failed.
-fn advice(error: &io::Error) -> &'static str {
+pub(super) fn advice(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
             "let the host's user write there, or set `cache.dir` in host.toml to a folder where it may"
@@ -283,13 +283,10 @@ impl Blobs {
         BlobError::Write { path: self.store.root.clone(), source }
     }
 
-    /// A file to write a blob into. Its lock tells that somebody is at it.
+    /// A file to write a blob into. What a process that died left of one is removed when it is old.
     fn draft(&self) -> Result<Draft, BlobError> {
-        let draft = tempfile::Builder::new().prefix(DRAFT).tempfile_in(self.partial());
-        let draft = draft.map_err(|source| self.unwritable(source))?;
-        let locked = flock(draft.as_file(), FlockOperation::NonBlockingLockExclusive);
-        locked.map_err(|error| self.unwritable(error.into()))?;
-        Ok(draft)
+        let draft = tempfile::Builder::new().prefix("put-").tempfile_in(self.partial());
+        draft.map_err(|source| self.unwritable(source))
     }
 
     fn publish(&self, draft: Draft, digest: &Digest) -> Result<PathBuf, BlobError> {
@@ -302,9 +299,6 @@ impl Blobs {
 }
 
 type Draft = tempfile::NamedTempFile;
-
-/// How the names of files begin that are being written, or were when a process died.
-pub(super) const DRAFT: &str = "put-";
 
 /// Where it is noted in the cache at `root` which files were read before.
 pub(super) fn seen_folder(root: &Path) -> PathBuf {
@@ -396,19 +390,16 @@ impl Store {
         let write = |source| BlobError::Write { path: path.clone(), source };
         file.set_permissions(fs::Permissions::from_mode(MODE)).map_err(write)?;
         file.sync_all().map_err(write)?;
-        loop {
-            match rename_new(from, &path) {
-                Ok(()) => break,
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                    // Somebody was quicker. If what is there is damaged, it is gone now.
-                    if let Some(path) = self.whole(digest)? {
-                        let _ = fs::remove_file(from);
-                        return Ok(path);
-                    }
-                }
-                Err(source) => return Err(write(source)),
+        let mut renamed = rename_new(from, &path);
+        if renamed.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists) {
+            // Somebody was quicker. If what is there is damaged, it is gone now.
+            if let Some(path) = self.whole(digest)? {
+                let _ = fs::remove_file(from);
+                return Ok(path);
             }
+            renamed = rename_new(from, &path);
         }
+        renamed.map_err(write)?;
         sync_folder(&path).map_err(write)?;
         self.records.verified(digest, &file.metadata().map_err(write)?);
         Ok(path)

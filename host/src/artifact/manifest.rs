@@ -24,7 +24,9 @@ use std::time::Duration;
 use crate::config::document::{self, Table, advice};
 use crate::config::{DocumentError, DocumentErrors};
 
+pub(crate) use files::mounts_below;
 pub use files::{FileMount, Files};
+pub(crate) use names::component_id;
 
 /// What is wrong with an app manifest: every mistake, each with its line.
 pub type ManifestErrors = DocumentErrors;
@@ -59,12 +61,32 @@ pub struct Manifest {
     pub version: Option<String>,
     pub description: Option<String>,
     pub authors: Vec<String>,
+    /// The app's variables as they are declared; their values are in the components' own.
+    pub variables: BTreeMap<String, Variable>,
     /// In the order of the file.
     pub triggers: Vec<Trigger>,
     /// In the order of the file, inline ones last.
     pub components: Vec<Component>,
     /// What is allowed but probably not meant.
     pub warnings: Vec<String>,
+}
+
+/// The declaration of an app variable: it is required or has a default.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Variable {
+    pub description: Option<String>,
+    pub default: Option<String>,
+    pub required: bool,
+    /// Whether its value is to be shown to nobody.
+    pub secret: bool,
+}
+
+impl fmt::Debug for Variable {
+    /// Without the default, which may be secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("Variable");
+        debug.field("required", &self.required).field("secret", &self.secret).finish_non_exhaustive()
+    }
 }
 
 /// What starts a call.
@@ -110,12 +132,24 @@ pub struct Component {
     pub environment: BTreeMap<String, String>,
     /// The guest's variables, with every template filled in. May hold secrets.
     pub variables: BTreeMap<String, String>,
+    /// The same as the author wrote them, for an app that is packed: the host that runs it has the values.
+    pub variable_templates: BTreeMap<String, String>,
+    /// Where the component may send requests, with every template filled in. May hold secrets.
+    pub allowed_outbound_hosts: Vec<String>,
+    /// The same as the author wrote them.
+    pub outbound_host_templates: Vec<String>,
+    /// The labels of the key-value stores that the component may open.
+    pub key_value_stores: Vec<String>,
     pub build: Option<Build>,
     /// The models that the component may load, by the name that it loads them by.
     pub models: BTreeMap<String, Model>,
     /// Its name in the Open Inference Protocol; `None`: its id.
     pub model_name: Option<String>,
     pub limits: Limits,
+    /// Files or patterns: requests with the answers that the author expects. [`Manifest::files`] finds them.
+    pub samples: Vec<FilesEntry>,
+    /// Whether the author gave any of Tenon's own settings, be it an empty table.
+    pub has_settings: bool,
     /// The line of the manifest where the component begins.
     pub line: usize,
 }
@@ -166,10 +200,14 @@ pub struct Build {
 /// A model file granted to a component.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Model {
-    /// Absolute.
+    /// Absolute; empty until a model that is named by `reference` is on this machine.
     pub path: PathBuf,
     /// The file of weights beside an OpenVINO IR, absolute.
     pub weights: Option<PathBuf>,
+    /// Where the model is in a registry, with a digest: `registry/repository:tag@sha256:...`.
+    pub reference: Option<String>,
+    /// What its author called the file, where `path` is a blob.
+    pub file_name: Option<String>,
     pub encoding: Encoding,
     pub target: ExecutionTarget,
     /// One of [`crate::config::BACKENDS`]; `None` leaves the choice to the operator's preference.
@@ -198,7 +236,7 @@ pub struct Batching {
 }
 
 /// The format of a model file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Encoding {
     Onnx,
     /// OpenVINO IR: an `.xml` file and its `.bin`.
@@ -263,7 +301,27 @@ impl Manifest {
         // Errors name the file as the caller does; what the manifest names must not depend on
         // the working directory.
         let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-        document::walk(path, text, |root| read(root, absolute, options))
+        document::walk(path, text, |root| read(root, absolute, options, true))
+    }
+
+    /// Reads the `text` of a manifest that no person has written, for the app that people know as `name`. No message
+    /// and nothing in the manifest speaks of lines, and paths in it begin at `/`.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it, at once.
+    pub(crate) fn of_text(text: &str, name: &str, options: &Options<'_>) -> Result<Self, ManifestErrors> {
+        let read = |root: &mut Table<'_>| read(root, PathBuf::from("/").join(FILE_NAME), options, false);
+        let mut manifest = document::walk(Path::new(name), text, read).map_err(|mut errors| {
+            errors.errors.iter_mut().for_each(|error| error.line = 0);
+            errors
+        })?;
+        manifest.path = PathBuf::from(name);
+        manifest.dir = std::path::absolute(".").unwrap_or_else(|_| PathBuf::from("/"));
+        for component in &mut manifest.components {
+            component.line = 0;
+            component.models.values_mut().for_each(|model| model.line = 0);
+        }
+        Ok(manifest)
     }
 
     /// The name of a component's function: `<app>/<component>`.
@@ -282,7 +340,7 @@ struct Reading<'a> {
     warnings: Vec<String>,
 }
 
-fn read(root: &mut Table<'_>, path: PathBuf, options: &Options<'_>) -> Manifest {
+fn read(root: &mut Table<'_>, path: PathBuf, options: &Options<'_>, has_lines: bool) -> Manifest {
     let dir = path.parent().unwrap_or(Path::new("/")).to_owned();
     let mut manifest = Manifest {
         path,
@@ -291,6 +349,7 @@ fn read(root: &mut Table<'_>, path: PathBuf, options: &Options<'_>) -> Manifest 
         version: None,
         description: None,
         authors: Vec::new(),
+        variables: BTreeMap::new(),
         triggers: Vec::new(),
         components: Vec::new(),
         warnings: Vec::new(),
@@ -306,12 +365,11 @@ fn read(root: &mut Table<'_>, path: PathBuf, options: &Options<'_>) -> Manifest 
     let (profiles, warnings) = Default::default();
     let mut reading = Reading { dir: &dir, options, variables, profiles, warnings };
     manifest.components = component::read_all(root, &mut reading);
-    // A model without code is called by its name.
-    let needed = !manifest.components.iter().any(|component| component.source == Source::Model);
-    let drafts = triggers::read_all(root, needed, &mut reading);
+    let drafts = triggers::read_all(root, &mut manifest.components, &mut reading);
     check_profile(root, &reading);
+    manifest.variables = reading.variables.into_declared();
     manifest.warnings = reading.warnings;
-    normal::complete(&mut manifest, drafts);
+    normal::complete(&mut manifest, drafts, has_lines);
     manifest
 }
 

@@ -5,8 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::progress::{Progress, elapsed};
-use crate::artifact::registry::{Layer, Moved, Options, Registry, RegistryError, Report, What};
-use crate::config::Config;
+use crate::artifact::registry::{Layer, Moved, Report, What};
 
 /// How often a terminal is drawn at most.
 const REDRAW: Duration = Duration::from_millis(100);
@@ -15,24 +14,6 @@ const WINDOW: Duration = Duration::from_secs(3);
 /// The most layers that are shown on their way; there may be more.
 const SHOWN: usize = 8;
 const BAR_CHARS: u64 = 20;
-
-/// How a command speaks to registries.
-#[derive(clap::Args, Clone, Copy, Debug, Default)]
-pub struct RegistryArgs {
-    /// Speaks plain HTTP to the registry, without TLS.
-    #[arg(short = 'k', long, visible_alias = "insecure")]
-    plain_http: bool,
-}
-
-impl RegistryArgs {
-    /// A client as host.toml and these arguments have it.
-    ///
-    /// # Errors
-    /// Where the operator's authorities cannot be read.
-    pub fn registry(self, config: &Config) -> Result<Registry, RegistryError> {
-        Registry::new(Options::new(&config.registry, self.plain_http))
-    }
-}
 
 /// Which way artifacts move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -358,19 +339,6 @@ mod tests {
         active.move_to(0, at(12));
         assert_eq!(active.speed(at(12)), None);
         assert!(active.marks.len() < 10);
-    }
-
-    #[test]
-    fn plain_http_has_spins_names() {
-        #[derive(clap::Parser)]
-        struct Arguments {
-            #[command(flatten)]
-            registry: RegistryArgs,
-        }
-        for flag in ["-k", "--insecure", "--plain-http"] {
-            let arguments: Arguments = clap::Parser::parse_from(["push", flag]);
-            assert!(arguments.registry.plain_http && arguments.registry.registry(&Config::default()).is_ok());
-        }
     }
 
     #[test]

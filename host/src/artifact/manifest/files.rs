@@ -10,10 +10,14 @@ use std::path::{Path, PathBuf};
 use globset::{GlobBuilder, GlobMatcher};
 use walkdir::{DirEntry, WalkDir};
 
+use crate::artifact::sample::{self, Sample};
+
 use super::{Component, FilesEntry, Manifest, ManifestError, ManifestErrors, Source};
 
 /// The most directory entries that the `files` of one component may make the host look at.
 const MAX_ENTRIES: usize = 100_000;
+/// The most samples of one component.
+pub(crate) const MAX_SAMPLES: usize = 1000;
 const MAX_DEPTH: usize = 64;
 const PATTERN_CHARS: [char; 4] = ['*', '?', '[', ']'];
 
@@ -31,6 +35,8 @@ pub struct FileMount {
 pub struct Files {
     /// By the component's id, in the order of the guest paths.
     pub mounts: BTreeMap<String, Vec<FileMount>>,
+    /// By the component's id: the files of its samples by their names, which are paths such as `samples/one.json`.
+    pub samples: BTreeMap<String, BTreeMap<String, PathBuf>>,
     /// What is allowed but probably not meant.
     pub warnings: Vec<String>,
 }
@@ -47,8 +53,7 @@ impl Manifest {
         let root = self.dir.canonicalize().unwrap_or_else(|_| self.dir.clone());
         for component in &self.components {
             check_existence(component, &mut errors);
-            let mounts = BTreeMap::new();
-            let mut expansion = Expansion { root: &root, mounts, line: 0, seen: 0, problems: Vec::new() };
+            let mut expansion = Expansion::new(&root);
             match exclusions(&component.exclude_files) {
                 Ok(excluded) => {
                     let entries = component.files.iter();
@@ -61,12 +66,87 @@ impl Manifest {
             let mounts = expansion.mounts.into_iter();
             let mounts = mounts.map(|(destination, source)| FileMount { source, destination });
             files.mounts.insert(component.id.clone(), mounts.collect());
+            if !component.samples.is_empty() {
+                files.add_samples(component, &root, &mut errors);
+            }
         }
         match errors.is_empty() {
             true => Ok(files),
             false => Err(ManifestErrors { path: self.path.clone(), errors }),
         }
     }
+}
+
+impl Files {
+    fn add_samples(&mut self, component: &Component, root: &Path, errors: &mut Vec<ManifestError>) {
+        let mut expansion = Expansion::new(root);
+        self.warnings.extend(component.samples.iter().filter_map(|entry| expansion.add(entry, &[])));
+        expansion.add_named();
+        if expansion.mounts.len() > MAX_SAMPLES {
+            expansion.refuse(format!(
+                "component `{}` has more than {MAX_SAMPLES} samples; name fewer",
+                component.id
+            ));
+        }
+        let problems = expansion.problems.into_iter();
+        errors.extend(problems.map(|(line, message)| ManifestError { line, message }));
+        let named = expansion.mounts.into_iter();
+        let named = named.map(|(path, file)| (path.trim_start_matches('/').to_owned(), file));
+        self.samples.insert(component.id.clone(), named.collect());
+    }
+}
+
+impl Component {
+    /// Those of `names`, which are paths of files, that are this component's samples.
+    ///
+    /// # Errors
+    /// Where one of its patterns matches none, or they are too many.
+    pub(crate) fn chosen_samples<'n>(
+        &self,
+        names: impl Iterator<Item = &'n str> + Clone,
+    ) -> Result<Vec<&'n str>, ManifestErrors> {
+        let refuse = |message: String| {
+            let path = PathBuf::from(format!("component `{}`", self.id));
+            ManifestErrors { path, errors: vec![ManifestError { line: 0, message }] }
+        };
+        let mut chosen = Vec::new();
+        for entry in &self.samples {
+            let source = entry.source.trim_start_matches("./").trim_end_matches('/');
+            let matcher = matcher(source, true).map_err(refuse)?;
+            let is_below = |name: &str| name.strip_prefix(source).is_some_and(|rest| rest.starts_with('/'));
+            let is_meant = |name: &&str| *name == source || is_below(name) || matcher.is_match(name);
+            let before = chosen.len();
+            chosen.extend(names.clone().filter(is_meant));
+            if chosen.len() == before {
+                return Err(refuse(format!("none of its files is a sample `{}`", entry.source)));
+            }
+        }
+        match chosen.len() > MAX_SAMPLES {
+            true => Err(refuse(format!("it has more than {MAX_SAMPLES} samples"))),
+            false => Ok(chosen),
+        }
+    }
+}
+
+/// The files to mount for `source`, a file or a folder, which the guest is to find at `path`.
+///
+/// # Errors
+/// What cannot be read, or leads out of the folder.
+pub(crate) fn mounts_below(source: &Path, path: &str) -> Result<Vec<FileMount>, String> {
+    check_destination(path)?;
+    let real = source.canonicalize().map_err(|error| error.to_string())?;
+    let mut expansion = Expansion::new(&real);
+    if real.is_dir() {
+        let entry = FilesEntry { source: String::new(), destination: Some(path.to_owned()), line: 0 };
+        expansion.add(&entry, &[]);
+    } else {
+        expansion.mount(path, real.clone());
+    }
+    if let Some((_, problem)) = expansion.problems.into_iter().next() {
+        return Err(problem);
+    }
+    let mounts = expansion.mounts.into_iter();
+    Ok(mounts.map(|(destination, source)| FileMount { source, destination }).collect())
 }
 
 fn check_existence(component: &Component, errors: &mut Vec<ManifestError>) {
@@ -87,6 +167,9 @@ fn check_existence(component: &Component, errors: &mut Vec<ManifestError>) {
         check(component.line, &format!("component `{}`", component.id), path, hint);
     }
     for (name, model) in &component.models {
+        if model.reference.is_some() && model.path.as_os_str().is_empty() {
+            continue;
+        }
         // Of a model that was named on the command line there is nothing else to say.
         let what = match model.line {
             0 => "the model".to_owned(),
@@ -164,7 +247,34 @@ struct Expansion<'a> {
     problems: Vec<(usize, String)>,
 }
 
-impl Expansion<'_> {
+impl<'a> Expansion<'a> {
+    fn new(root: &'a Path) -> Self {
+        Expansion { root, mounts: BTreeMap::new(), line: 0, seen: 0, problems: Vec::new() }
+    }
+
+    /// Adds the files that samples name. What is wrong with a sample itself is told when it is run.
+    fn add_named(&mut self) {
+        let samples: Vec<_> = self.mounts.iter().filter(|(path, _)| path.ends_with(".json")).collect();
+        let mut named = Vec::new();
+        for (path, file) in samples.into_iter().take(MAX_SAMPLES) {
+            let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder).trim_start_matches('/');
+            let Ok(bytes) = sample::read(file) else { continue };
+            let Ok(sample) = Sample::parse(&bytes) else { continue };
+            let below = |file: &str| format!("{folder}/{}", file.trim_start_matches("./"));
+            named.extend(
+                sample.files().into_iter().map(|file| below(file).trim_start_matches('/').to_owned()),
+            );
+        }
+        for source in named {
+            let path = self.root.join(&source);
+            if path.is_file() {
+                self.add_file(&source, &source, &path);
+            } else {
+                self.refuse(format!("a sample names the file `{source}`, which is not there; put it there"));
+            }
+        }
+    }
+
     fn refuse(&mut self, message: String) {
         self.problems.push((self.line, message));
     }
