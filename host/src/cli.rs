@@ -19,8 +19,11 @@ pub mod cache;
 pub mod check;
 pub mod conformance;
 pub mod doctor;
+pub mod model;
 pub mod new;
+pub mod package;
 pub mod progress;
+pub mod push;
 pub mod transfer;
 pub mod tune;
 pub mod up;
@@ -48,6 +51,14 @@ enum Command {
     Check(check::CheckArgs),
     /// Checks any server of the Open Inference Protocol, point by point.
     Conformance(conformance::ConformanceArgs),
+    /// Packs an app as an OCI artifact.
+    Package(package::PackageArgs),
+    /// Packs an app and pushes it to a registry.
+    Push(push::PushArgs),
+    /// Pulls an app or a model from a registry into the cache.
+    Pull(push::PullArgs),
+    /// Pushes and pulls a model alone.
+    Model(model::ModelArgs),
     /// Measures batch sizes, delays and threads for a model, and recommends settings.
     Tune(tune::TuneArgs),
     /// Shows inference backends, and obtains their libraries.
@@ -87,6 +98,10 @@ pub fn run() -> anyhow::Result<()> {
         Command::Conformance(args) => conformance::run(&args, &progress),
         Command::Tune(args) => runtime()?.block_on(tune::run(&args, config, &progress)),
         Command::Cache(args) => cache::run(&args, &config, &progress),
+        Command::Package(args) => runtime()?.block_on(package::run(&args, config, &progress)),
+        Command::Push(args) => runtime()?.block_on(push::push(&args, config, &progress)),
+        Command::Pull(args) => runtime()?.block_on(push::pull(&args, config, &progress)),
+        Command::Model(args) => runtime()?.block_on(model::run(&args, config, &progress)),
         Command::Up(args) => runtime()?.block_on(up::run(args, config, &progress)),
         Command::Backend(args) => {
             let libraries = trusted_libraries(&config)?;
