@@ -10,15 +10,15 @@ use std::path::{Path, PathBuf};
 use globset::{GlobBuilder, GlobMatcher};
 use walkdir::{DirEntry, WalkDir};
 
-use crate::artifact::sample::{self, Sample};
+use crate::artifact::sample::{self, MAX_SAMPLES, Sample};
 
 use super::{Component, FilesEntry, Manifest, ManifestError, ManifestErrors, Source};
 use crate::config::STATE_FOLDER;
 
 /// The most directory entries that the `files` of one component may make the host look at.
 const MAX_ENTRIES: usize = 100_000;
-/// The most samples of one component.
-pub(crate) const MAX_SAMPLES: usize = 1000;
+/// The most files of one component's samples, of which each may name two.
+const MAX_SAMPLE_FILES: usize = 3 * MAX_SAMPLES;
 const MAX_DEPTH: usize = 64;
 const PATTERN_CHARS: [char; 4] = ['*', '?', '[', ']'];
 
@@ -83,9 +83,9 @@ impl Files {
         let mut expansion = Expansion::new(root);
         self.warnings.extend(component.samples.iter().filter_map(|entry| expansion.add(entry, &[])));
         expansion.add_named();
-        if expansion.mounts.len() > MAX_SAMPLES {
+        if expansion.mounts.len() > MAX_SAMPLE_FILES {
             expansion.refuse(format!(
-                "component `{}` has more than {MAX_SAMPLES} samples; name fewer",
+                "component `{}` has more than {MAX_SAMPLE_FILES} files of samples; name fewer",
                 component.id
             ));
         }
@@ -122,8 +122,8 @@ impl Component {
                 return Err(refuse(format!("none of its files is a sample `{}`", entry.source)));
             }
         }
-        match chosen.len() > MAX_SAMPLES {
-            true => Err(refuse(format!("it has more than {MAX_SAMPLES} samples"))),
+        match chosen.len() > MAX_SAMPLE_FILES {
+            true => Err(refuse(format!("it has more than {MAX_SAMPLE_FILES} files of samples"))),
             false => Ok(chosen),
         }
     }
@@ -148,6 +148,21 @@ pub(crate) fn mounts_below(source: &Path, path: &str) -> Result<Vec<FileMount>, 
     }
     let mounts = expansion.mounts.into_iter();
     Ok(mounts.map(|(destination, source)| FileMount { source, destination }).collect())
+}
+
+/// The paths of the files that the sample at `path`, which is the `file`, names: relative to the same folder as `path`.
+/// None where it is no sample; what is wrong with one is told when it is run.
+pub(crate) fn named_in_sample(path: &str, file: &Path) -> Vec<String> {
+    let path = path.trim_start_matches('/');
+    let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
+    let bytes = path.ends_with(".json").then(|| sample::read(file).ok()).flatten();
+    let Some(sample) = bytes.and_then(|bytes| Sample::parse(&bytes).ok()) else { return Vec::new() };
+    let below = |file: &str| {
+        let segments = folder.split('/').chain(file.split('/'));
+        let segments: Vec<_> = segments.filter(|segment| !matches!(*segment, "" | ".")).collect();
+        segments.join("/")
+    };
+    sample.files().into_iter().map(below).collect()
 }
 
 fn check_existence(component: &Component, errors: &mut Vec<ManifestError>) {
@@ -255,17 +270,7 @@ impl<'a> Expansion<'a> {
 
     /// Adds the files that samples name. What is wrong with a sample itself is told when it is run.
     fn add_named(&mut self) {
-        let samples: Vec<_> = self.mounts.iter().filter(|(path, _)| path.ends_with(".json")).collect();
-        let mut named = Vec::new();
-        for (path, file) in samples.into_iter().take(MAX_SAMPLES) {
-            let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder).trim_start_matches('/');
-            let Ok(bytes) = sample::read(file) else { continue };
-            let Ok(sample) = Sample::parse(&bytes) else { continue };
-            let below = |file: &str| format!("{folder}/{}", file.trim_start_matches("./"));
-            named.extend(
-                sample.files().into_iter().map(|file| below(file).trim_start_matches('/').to_owned()),
-            );
-        }
+        let named: Vec<_> = self.mounts.iter().flat_map(|(path, file)| named_in_sample(path, file)).collect();
         for source in named {
             let path = self.root.join(&source);
             if path.is_file() {
