@@ -4,3 +4,4 @@ pub mod cache;
 pub mod fetch;
 pub mod manifest;
 pub mod oci;
+pub mod signature;

@@ -16,6 +16,7 @@ pub mod backend;
 pub mod build;
 pub mod conformance;
 pub mod doctor;
+pub mod key;
 pub mod new;
 pub mod progress;
 pub mod tune;
@@ -46,6 +47,7 @@ enum Command {
     Tune(tune::TuneArgs),
     /// Shows inference backends, and obtains their libraries.
     Backend(backend::BackendArgs),
+    Key(key::KeyArgs),
     /// Tells what is wrong with a setup, and the command that mends it.
     Doctor(doctor::DoctorArgs),
     /// Tries a model out; the host starts this by itself.
@@ -75,6 +77,7 @@ pub fn run() -> anyhow::Result<()> {
     match cli.command {
         Command::New(args) => new::run(&args, &progress),
         Command::Build(args) => runtime()?.block_on(build::run(&args, &progress)),
+        Command::Key(args) => key::run(&args, &progress),
         Command::Conformance(args) => conformance::run(&args, &progress),
         Command::Tune(args) => runtime()?.block_on(tune::run(&args, config, &progress)),
         Command::Up(args) => runtime()?.block_on(up::run(args, config, &progress)),

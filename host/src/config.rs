@@ -3,6 +3,7 @@
 pub(crate) mod document;
 mod keys;
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -25,6 +26,7 @@ pub struct Config {
     pub inference: Inference,
     pub engine: Engine,
     pub log: Log,
+    pub signatures: Signatures,
 }
 
 /// Addresses.
@@ -145,6 +147,35 @@ pub enum LogFormat {
     Json,
 }
 
+/// Whose artifacts are served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signatures {
+    pub required: Required,
+    /// Whether apps are served that come from no registry.
+    pub local_apps: bool,
+    /// Whether a signature must name the repository that the artifact comes from.
+    pub same_repository: bool,
+    /// By name.
+    pub keys: BTreeMap<String, SigningKey>,
+}
+
+/// What must be signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Required {
+    /// What comes from a repository that a key is for.
+    Listed,
+    /// Whatever comes from a registry.
+    All,
+}
+
+/// A public key, and what it may sign.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SigningKey {
+    pub file: PathBuf,
+    /// Repositories such as `registry.example/team/app`, or all below one: `registry.example/team/*`; at least one.
+    pub repositories: Vec<String>,
+}
+
 /// No directory can be found for the cache.
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -220,6 +251,12 @@ impl Default for Log {
     }
 }
 
+impl Default for Signatures {
+    fn default() -> Self {
+        Self { required: Required::Listed, local_apps: true, same_repository: false, keys: BTreeMap::new() }
+    }
+}
+
 impl Config {
     /// Reads `host.toml` at `path`; without one, the defaults.
     ///
@@ -289,6 +326,12 @@ pub fn no_color() -> bool {
 /// The value of the app variable `name` from `SPIN_VARIABLE_<NAME>`.
 pub fn variable(name: &str) -> Option<String> {
     std::env::var(format!("SPIN_VARIABLE_{}", name.to_ascii_uppercase())).ok()
+}
+
+/// The password of a private key from `TENON_KEY_PASSWORD`, or `COSIGN_PASSWORD`; one that is set to nothing is an
+/// empty password.
+pub fn key_password() -> Option<String> {
+    ["TENON_KEY_PASSWORD", "COSIGN_PASSWORD"].into_iter().find_map(|name| std::env::var(name).ok())
 }
 
 /// Whether `TENON_REQUIRE`, a list with commas, demands the tests that need `what`.
