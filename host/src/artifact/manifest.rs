@@ -59,12 +59,32 @@ pub struct Manifest {
     pub version: Option<String>,
     pub description: Option<String>,
     pub authors: Vec<String>,
+    /// The app's variables as they are declared; their values are in the components' own.
+    pub variables: BTreeMap<String, Variable>,
     /// In the order of the file.
     pub triggers: Vec<Trigger>,
     /// In the order of the file, inline ones last.
     pub components: Vec<Component>,
     /// What is allowed but probably not meant.
     pub warnings: Vec<String>,
+}
+
+/// The declaration of an app variable: it is required or has a default.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Variable {
+    pub description: Option<String>,
+    pub default: Option<String>,
+    pub required: bool,
+    /// Whether its value is to be shown to nobody.
+    pub secret: bool,
+}
+
+impl fmt::Debug for Variable {
+    /// Without the default, which may be secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("Variable");
+        debug.field("required", &self.required).field("secret", &self.secret).finish_non_exhaustive()
+    }
 }
 
 /// What starts a call.
@@ -110,12 +130,24 @@ pub struct Component {
     pub environment: BTreeMap<String, String>,
     /// The guest's variables, with every template filled in. May hold secrets.
     pub variables: BTreeMap<String, String>,
+    /// The same as the author wrote them, for an app that is packed: the host that runs it has the values.
+    pub variable_templates: BTreeMap<String, String>,
+    /// Where the component may send requests, with every template filled in. May hold secrets.
+    pub allowed_outbound_hosts: Vec<String>,
+    /// The same as the author wrote them.
+    pub outbound_host_templates: Vec<String>,
+    /// The labels of the key-value stores that the component may open.
+    pub key_value_stores: Vec<String>,
     pub build: Option<Build>,
     /// The models that the component may load, by the name that it loads them by.
     pub models: BTreeMap<String, Model>,
     /// Its name in the Open Inference Protocol; `None`: its id.
     pub model_name: Option<String>,
     pub limits: Limits,
+    /// Files or patterns: requests with the answers that the author expects. [`Manifest::files`] finds them.
+    pub samples: Vec<FilesEntry>,
+    /// Whether the author gave any of Tenon's own settings, be it an empty table.
+    pub has_settings: bool,
     /// The line of the manifest where the component begins.
     pub line: usize,
 }
@@ -166,10 +198,12 @@ pub struct Build {
 /// A model file granted to a component.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Model {
-    /// Absolute.
+    /// Absolute; empty until a model that is named by `reference` is on this machine.
     pub path: PathBuf,
     /// The file of weights beside an OpenVINO IR, absolute.
     pub weights: Option<PathBuf>,
+    /// Where the model is in a registry, with a digest: `registry/repository:tag@sha256:...`.
+    pub reference: Option<String>,
     pub encoding: Encoding,
     pub target: ExecutionTarget,
     /// One of [`crate::config::BACKENDS`]; `None` leaves the choice to the operator's preference.
@@ -291,6 +325,7 @@ fn read(root: &mut Table<'_>, path: PathBuf, options: &Options<'_>) -> Manifest 
         version: None,
         description: None,
         authors: Vec::new(),
+        variables: BTreeMap::new(),
         triggers: Vec::new(),
         components: Vec::new(),
         warnings: Vec::new(),
@@ -306,10 +341,9 @@ fn read(root: &mut Table<'_>, path: PathBuf, options: &Options<'_>) -> Manifest 
     let (profiles, warnings) = Default::default();
     let mut reading = Reading { dir: &dir, options, variables, profiles, warnings };
     manifest.components = component::read_all(root, &mut reading);
-    // A model without code is called by its name.
-    let needed = !manifest.components.iter().any(|component| component.source == Source::Model);
-    let drafts = triggers::read_all(root, needed, &mut reading);
+    let drafts = triggers::read_all(root, &mut manifest.components, &mut reading);
     check_profile(root, &reading);
+    manifest.variables = reading.variables.into_declared();
     manifest.warnings = reading.warnings;
     normal::complete(&mut manifest, drafts);
     manifest

@@ -7,10 +7,8 @@ use crate::config::document::{Table, Value};
 use super::{Build, Component, FilesEntry, Reading, Source, files, names, tool};
 
 /// Keys of Spin's that would grant what this host cannot grant yet, and what each would grant.
-const NOT_YET: [(&str, &str); 6] = [
-    ("allowed_outbound_hosts", "outbound network access is denied"),
-    ("allowed_http_hosts", "outbound network access is denied"),
-    ("key_value_stores", "there are no key-value stores"),
+const NOT_YET: [(&str, &str); 4] = [
+    ("allowed_http_hosts", "write `allowed_outbound_hosts`, with schemes, instead"),
     ("sqlite_databases", "there are no databases"),
     ("ai_models", "grant models under `[component.<id>.tool.tenon.models]` instead"),
     ("dependencies", "compose the component when it is built"),
@@ -36,6 +34,8 @@ pub(super) fn read_all(root: &mut Table<'_>, reading: &mut Reading<'_>) -> Vec<C
 pub(super) fn read(t: &mut Table<'_>, id: String, line: usize, reading: &mut Reading<'_>) -> Component {
     let source = t.value("source");
     let has_source = source.is_some();
+    let (variable_templates, variables) = variables(t, reading);
+    let (outbound_host_templates, allowed_outbound_hosts) = outbound_hosts(t, reading);
     let mut component = Component {
         id,
         description: t.string("description"),
@@ -43,11 +43,17 @@ pub(super) fn read(t: &mut Table<'_>, id: String, line: usize, reading: &mut Rea
         files: t.value("files").map(|value| read_files(&value)).unwrap_or_default(),
         exclude_files: t.value("exclude_files").map(|value| patterns(&value)).unwrap_or_default(),
         environment: environment(t),
-        variables: variables(t, reading),
+        variables,
+        variable_templates,
+        allowed_outbound_hosts,
+        outbound_host_templates,
+        key_value_stores: key_value_stores(t),
         build: t.table("build", |t| build(t, reading)),
         models: BTreeMap::new(),
         model_name: None,
         limits: super::Limits::default(),
+        samples: Vec::new(),
+        has_settings: false,
         line,
     };
     for (key, instead) in NOT_YET {
@@ -79,6 +85,8 @@ fn without_source(t: &Table<'_>, component: &mut Component) {
         ("files", !component.files.is_empty()),
         ("environment", !component.environment.is_empty()),
         ("variables", !component.variables.is_empty()),
+        ("allowed_outbound_hosts", !component.allowed_outbound_hosts.is_empty()),
+        ("key_value_stores", !component.key_value_stores.is_empty()),
     ];
     let code = code.into_iter().find(|(_, there)| *there);
     match (component.models.len(), code) {
@@ -212,17 +220,58 @@ fn environment(t: &mut Table<'_>) -> BTreeMap<String, String> {
     t.string_map("environment")
 }
 
-fn variables(t: &mut Table<'_>, reading: &Reading<'_>) -> BTreeMap<String, String> {
-    let mut variables = BTreeMap::new();
+/// The component's own variables: as they are written, and filled in.
+fn variables(
+    t: &mut Table<'_>,
+    reading: &Reading<'_>,
+) -> (BTreeMap<String, String>, BTreeMap<String, String>) {
+    let (mut templates, mut variables) = (BTreeMap::new(), BTreeMap::new());
     for (name, template) in t.entries("variables") {
         if !names::is_variable(&name) {
             template.refuse(&format!(
                 "a variable cannot be named `{name}`; use lower-case words with `_` between them"
             ));
         }
+        templates.insert(name.clone(), template.as_str().unwrap_or_default().to_owned());
         variables.insert(name, reading.variables.fill(&template));
     }
-    variables
+    (templates, variables)
+}
+
+/// Where the component may send requests: as it is written, and filled in.
+fn outbound_hosts(t: &mut Table<'_>, reading: &Reading<'_>) -> (Vec<String>, Vec<String>) {
+    let (mut templates, mut hosts) = (Vec::new(), Vec::new());
+    let Some(list) = t.value("allowed_outbound_hosts") else { return (templates, hosts) };
+    for item in list.items() {
+        let Some(template) = item.string() else { continue };
+        let host = reading.variables.fill(&item);
+        // What a variable without a value will stand for cannot be known.
+        let is_known = reading.options.values_required || !template.contains("{{");
+        if host.trim().is_empty() && is_known {
+            item.refuse(&format!(
+                "`{}` has an empty entry; write a host such as `https://example.com`",
+                item.path()
+            ));
+        }
+        templates.push(template);
+        hosts.push(host);
+    }
+    (templates, hosts)
+}
+
+fn key_value_stores(t: &mut Table<'_>) -> Vec<String> {
+    let items = t.value("key_value_stores").map(|value| value.items()).unwrap_or_default();
+    let labels = items.iter().filter_map(|item| {
+        let label = item.string()?;
+        if !names::is_store(&label) {
+            item.refuse(&format!(
+                "a key-value store cannot have the label `{label}`; use words of letters and digits with `-` or `_` \
+                 between them, each in one case and beginning with a letter, such as `default`"
+            ));
+        }
+        Some(label)
+    });
+    labels.collect()
 }
 
 fn build(t: &mut Table<'_>, reading: &Reading<'_>) -> Build {

@@ -14,6 +14,8 @@ use super::{Component, FilesEntry, Manifest, ManifestError, ManifestErrors, Sour
 
 /// The most directory entries that the `files` of one component may make the host look at.
 const MAX_ENTRIES: usize = 100_000;
+/// The most samples of one component.
+pub(crate) const MAX_SAMPLES: usize = 1000;
 const MAX_DEPTH: usize = 64;
 const PATTERN_CHARS: [char; 4] = ['*', '?', '[', ']'];
 
@@ -31,6 +33,8 @@ pub struct FileMount {
 pub struct Files {
     /// By the component's id, in the order of the guest paths.
     pub mounts: BTreeMap<String, Vec<FileMount>>,
+    /// By the component's id: the files of its samples by their names, which are paths such as `samples/one.json`.
+    pub samples: BTreeMap<String, BTreeMap<String, PathBuf>>,
     /// What is allowed but probably not meant.
     pub warnings: Vec<String>,
 }
@@ -47,8 +51,7 @@ impl Manifest {
         let root = self.dir.canonicalize().unwrap_or_else(|_| self.dir.clone());
         for component in &self.components {
             check_existence(component, &mut errors);
-            let mounts = BTreeMap::new();
-            let mut expansion = Expansion { root: &root, mounts, line: 0, seen: 0, problems: Vec::new() };
+            let mut expansion = Expansion::new(&root);
             match exclusions(&component.exclude_files) {
                 Ok(excluded) => {
                     let entries = component.files.iter();
@@ -61,11 +64,32 @@ impl Manifest {
             let mounts = expansion.mounts.into_iter();
             let mounts = mounts.map(|(destination, source)| FileMount { source, destination });
             files.mounts.insert(component.id.clone(), mounts.collect());
+            if !component.samples.is_empty() {
+                files.add_samples(component, &root, &mut errors);
+            }
         }
         match errors.is_empty() {
             true => Ok(files),
             false => Err(ManifestErrors { path: self.path.clone(), errors }),
         }
+    }
+}
+
+impl Files {
+    fn add_samples(&mut self, component: &Component, root: &Path, errors: &mut Vec<ManifestError>) {
+        let mut expansion = Expansion::new(root);
+        self.warnings.extend(component.samples.iter().filter_map(|entry| expansion.add(entry, &[])));
+        if expansion.mounts.len() > MAX_SAMPLES {
+            expansion.refuse(format!(
+                "component `{}` has more than {MAX_SAMPLES} samples; name fewer",
+                component.id
+            ));
+        }
+        let problems = expansion.problems.into_iter();
+        errors.extend(problems.map(|(line, message)| ManifestError { line, message }));
+        let named = expansion.mounts.into_iter();
+        let named = named.map(|(path, file)| (path.trim_start_matches('/').to_owned(), file));
+        self.samples.insert(component.id.clone(), named.collect());
     }
 }
 
@@ -87,6 +111,9 @@ fn check_existence(component: &Component, errors: &mut Vec<ManifestError>) {
         check(component.line, &format!("component `{}`", component.id), path, hint);
     }
     for (name, model) in &component.models {
+        if model.reference.is_some() && model.path.as_os_str().is_empty() {
+            continue;
+        }
         // Of a model that was named on the command line there is nothing else to say.
         let what = match model.line {
             0 => "the model".to_owned(),
@@ -164,7 +191,11 @@ struct Expansion<'a> {
     problems: Vec<(usize, String)>,
 }
 
-impl Expansion<'_> {
+impl<'a> Expansion<'a> {
+    fn new(root: &'a Path) -> Self {
+        Expansion { root, mounts: BTreeMap::new(), line: 0, seen: 0, problems: Vec::new() }
+    }
+
     fn refuse(&mut self, message: String) {
         self.problems.push((self.line, message));
     }

@@ -36,6 +36,7 @@ impl Manifest {
             version: None,
             description: None,
             authors: Vec::new(),
+            variables: BTreeMap::new(),
             triggers: Vec::new(),
             components,
             warnings: Vec::new(),
@@ -56,6 +57,7 @@ fn component(path: &Path) -> Result<Component, String> {
     let model = Model {
         weights: (encoding == Encoding::Openvino).then(|| path.with_extension("bin")),
         path,
+        reference: None,
         encoding,
         target: ExecutionTarget::Cpu,
         backend: None,
@@ -74,10 +76,16 @@ fn component(path: &Path) -> Result<Component, String> {
         exclude_files: Vec::new(),
         environment: BTreeMap::new(),
         variables: BTreeMap::new(),
+        variable_templates: BTreeMap::new(),
+        allowed_outbound_hosts: Vec::new(),
+        outbound_host_templates: Vec::new(),
+        key_value_stores: Vec::new(),
         build: None,
         models: BTreeMap::from([(name, model)]),
         model_name: None,
         limits: Limits::default(),
+        samples: Vec::new(),
+        has_settings: false,
         line: 0,
     })
 }

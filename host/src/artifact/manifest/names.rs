@@ -21,6 +21,13 @@ pub(super) fn is_variable(name: &str) -> bool {
     is_words(name, '_') && !name.contains(|c: char| c.is_ascii_uppercase())
 }
 
+/// Whether `name` may be the label of a key-value store: words with `-` or words with `_` between them, each word
+/// beginning with a letter.
+pub(super) fn is_store(name: &str) -> bool {
+    let begins = |word: &str| word.starts_with(|first: char| first.is_ascii_alphabetic());
+    (is_words(name, '-') || is_words(name, '_')) && name.split(['-', '_']).all(begins)
+}
+
 /// Words of letters and digits, each all lower or all upper case, the first beginning with a letter.
 fn is_words(name: &str, separator: char) -> bool {
     let is_word = |word: &str| {
@@ -38,22 +45,24 @@ mod tests {
 
     #[test]
     fn names() {
-        let check = |name: &str, expected: [bool; 4]| {
-            let found = [is_app(name), is_model(name), is_component(name), is_variable(name)];
+        let check = |name: &str, expected: [bool; 5]| {
+            let found = [is_app(name), is_model(name), is_component(name), is_variable(name), is_store(name)];
             assert_eq!(found, expected, "{name}");
         };
-        check("digits", [true, true, true, true]);
-        check("hello-2-world", [true, true, true, false]);
-        check("hello_2_world", [true, true, false, true]);
-        check("HTTP-server", [true, true, true, false]);
-        check("API_KEY", [true, true, false, false]);
-        check("Http", [true, true, false, false]);
-        check(".v1", [false, true, false, false]);
-        check("all-MiniLM-L6.v2", [true, true, false, false]);
-        check("a--b", [true, true, false, false]);
-        check("", [false; 4]);
-        check("a b", [false; 4]);
-        check("a/b", [false; 4]);
-        check(&"a".repeat(65), [false; 4]);
+        check("digits", [true, true, true, true, true]);
+        check("hello-2-world", [true, true, true, false, false]);
+        check("hello_2_world", [true, true, false, true, false]);
+        check("HTTP-server", [true, true, true, false, true]);
+        check("API_KEY", [true, true, false, false, true]);
+        check("my_store2", [true, true, false, true, true]);
+        check("a-b_c", [true, true, false, false, false]);
+        check("Http", [true, true, false, false, false]);
+        check(".v1", [false, true, false, false, false]);
+        check("all-MiniLM-L6.v2", [true, true, false, false, false]);
+        check("a--b", [true, true, false, false, false]);
+        check("", [false; 5]);
+        check("a b", [false; 5]);
+        check("a/b", [false; 5]);
+        check(&"a".repeat(65), [false; 5]);
     }
 }

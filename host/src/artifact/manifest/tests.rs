@@ -46,8 +46,8 @@ files = ["labels.txt", { source = "static", destination = "/static" }]
 exclude_files = ["*.md"]
 environment = { MODE = "fast", LANG = "en" }
 variables = { text = "{{ greeting }}, {{token}}!", plain = "{ x }" }
-allowed_outbound_hosts = []
-key_value_stores = []
+allowed_outbound_hosts = ["https://{{ greeting }}.example.com", "redis://*:*"]
+key_value_stores = ["default", "my_store"]
 targets = []
 
 [component.digits.build]
@@ -65,12 +65,16 @@ strict = true
 
 [component.digits.tool.tenon]
 models.digits = { path = "digits.onnx", backend = "tract", idle_timeout_s = 60, concurrency = 4, batching = { max_size = 8, max_delay_us = 250 }, queue_length = 9 }
+samples = ["samples/*.json"]
 limits = { memory_mib = 64, deadline_ms = 500, concurrency = 8, request_body_mib = 1, response_body_mib = 2 }
 
 [component.digits.tool.tenon.models."all-MiniLM.v2"]
 path = "models/minilm.xml"
 target = "gpu"
 precision = "bf16"
+
+[component.digits.tool.tenon.models.large]
+reference = "example.com/models/large:v1@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 "#;
 
 fn parse_with(text: &str, profile: Option<&str>, given: &[(&str, &str)]) -> Result<Manifest, ManifestErrors> {
@@ -122,6 +126,14 @@ fn a_whole_manifest_is_read() {
     assert_eq!(digits.source, Source::Path("/app/target/digits.wasm".into()));
     assert_eq!(digits.variables["text"], "hello, s3cret!");
     assert_eq!(digits.variables["plain"], "{ x }");
+    assert_eq!(digits.variable_templates["text"], "{{ greeting }}, {{token}}!");
+    assert_eq!(digits.allowed_outbound_hosts, ["https://hello.example.com", "redis://*:*"]);
+    assert_eq!(digits.outbound_host_templates[0], "https://{{ greeting }}.example.com");
+    assert_eq!(digits.key_value_stores, ["default", "my_store"]);
+    assert_eq!(digits.samples[0].source, "samples/*.json");
+    let greeting = Variable { default: Some("hello".to_owned()), ..Variable::default() };
+    let token = Variable { required: true, secret: true, ..Variable::default() };
+    assert_eq!(manifest.variables, BTreeMap::from([("greeting".into(), greeting), ("token".into(), token)]));
     assert_eq!(digits.environment["MODE"], "fast");
     assert_eq!(digits.files[1].destination.as_deref(), Some("/static"));
     let build = digits.build.as_ref().unwrap();
@@ -138,6 +150,7 @@ fn models_are_read() {
     let digits = Model {
         path: "/app/digits.onnx".into(),
         weights: None,
+        reference: None,
         encoding: Encoding::Onnx,
         target: ExecutionTarget::Cpu,
         backend: Some("tract".to_owned()),
@@ -153,6 +166,10 @@ fn models_are_read() {
     assert_eq!(minilm.weights.as_deref(), Some(Path::new("/app/models/minilm.bin")));
     assert_eq!((minilm.encoding, minilm.target), (Encoding::Openvino, ExecutionTarget::Gpu));
     assert_eq!(minilm.precision, Some(Precision::Bf16));
+    let large = &models["large"];
+    assert!(
+        large.path.as_os_str().is_empty() && large.reference.as_ref().unwrap().starts_with("example.com/")
+    );
 }
 
 #[test]
@@ -185,7 +202,7 @@ channel = "x"
 [component.digits]
 sorce = "digits.wasm"
 files = ["../secret"]
-allowed_outbound_hosts = ["https://example.com"]
+sqlite_databases = ["default"]
 variables = { text = "{{ nothing }}" }
 [component.digits.tool.tenon]
 models.digits = { path = "digits.onnx", backend = "onnx-runtime" }
@@ -201,7 +218,7 @@ memory_mib = 0
         (9, "`component.digits` lacks `source`"),
         (10, "unknown key `sorce` in `component.digits`; did you mean `source`?"),
         (11, "`../secret` leads outside the app's folder"),
-        (12, "`component.digits.allowed_outbound_hosts` is not supported yet"),
+        (12, "`component.digits.sqlite_databases` is not supported yet"),
         (13, "uses `{{ nothing }}`; declare `nothing` under `[variables]`"),
         (
             15,
@@ -226,9 +243,7 @@ fn what_is_not_supported_is_refused_by_name() {
         assert!(errors.to_string().contains(expected), "{errors}");
     };
     let not_yet = "is not supported yet";
-    for key in
-        ["allowed_http_hosts", "allowed_outbound_hosts", "key_value_stores", "sqlite_databases", "ai_models"]
-    {
+    for key in ["allowed_http_hosts", "sqlite_databases", "ai_models"] {
         check(&format!("{key} = [\"x\"]"), "", 8, &format!("`component.c.{key}` {not_yet}"));
         parse(&small(&format!("{key} = []"), "")).unwrap();
     }
@@ -262,8 +277,6 @@ fn mistakes_of_every_kind() {
         assert_eq!(errors.errors.len(), 1, "{errors}");
         assert!(errors.to_string().contains(expected), "{errors}");
     };
-    let tenon = |settings: &str| format!("[component.c.tool.tenon]\n{settings}");
-    let model = |keys: &str| tenon(&format!("models.m = {{ {keys} }}"));
     check("spin_version = \"1\"", "", "unknown key `spin_version`");
     check("environment = []", "", "must be a table, not this array");
     check("files = [1]", "", "must be a string, not this integer");
@@ -281,18 +294,13 @@ fn mistakes_of_every_kind() {
     check("", "[variables]\nX = { default = \"\" }", "named `X`");
     check("variables.x = \"{{ y }}\"", "[variables]\ny.required = true", "`SPIN_VARIABLE_Y`");
     check("variables.x = \"{{ y }}\"", "[variables]\nzy.default = \"\"", "did you mean `zy`?");
-    check("", &model("path = \"m.pt\""), "add `encoding = \"onnx\"`");
-    check("", &model("path = \"m\", encoding = \"onyx\""), "did you mean `onnx`?");
-    check("", &model("path = \"m.onnx\", target = \"tpu\""), "did you mean");
-    check("", &model("path = \"m.xml\", backend = \"tract\""), "cannot read OpenVINO IR");
-    check("", &model("path = \"m.onnx\", backend = \"tract\", target = \"gpu\""), "the CPU alone");
-    check("", &model("path = \"m.onnx\", idle_timeout_s = 0"), "from 1 to");
-    check("", &model(""), "lacks `path`");
-    check("", &tenon("models.\"a b\".path = \"m.onnx\""), "named `a b`");
-    check("", &tenon("limit = {}"), "did you mean `limits`?");
-    check("", &tenon("limits.deadline_ms = 0"), "from 1 to 86400000 ms");
+    check("key_value_stores = [\"Default\"]", "", "cannot have the label `Default`");
+    check("key_value_stores = [1]", "", "must be a string");
+    check("allowed_outbound_hosts = [\"\"]", "", "has an empty entry");
+    check("allowed_outbound_hosts = [\"{{ x }}\"]", "[variables]\nx.default = \"\"", "has an empty entry");
     let trigger = |keys: &str| format!("[[trigger.http]]\n{keys}");
     check("", &trigger("route = \"/x\""), "has no target");
+    check("", &trigger("route = \"/x\"\ncomponent = \"c\"\nsettings = {}"), "Spin takes no `settings`");
     check("", &trigger("component = \"c\""), "lacks `route`");
     check("", &trigger("route = { private = false }\ncomponent = \"c\""), "`private = false`");
     check("", &trigger("route = \"/x\"\ncomponent = \"c\"\nstatic_response = {}"), "remove one of them");
@@ -320,6 +328,80 @@ fn mistakes_of_every_kind() {
         "is not a URL",
     );
     check("", &source("{ url = \"https://x\", digest = \"md5:0\" }"), "is not a digest");
+}
+
+#[test]
+fn mistakes_in_settings() {
+    let check = |rest: &str, expected: &str| {
+        let errors = parse(&small("", rest)).unwrap_err();
+        assert_eq!(errors.errors.len(), 1, "{errors}");
+        assert!(errors.to_string().contains(expected), "{errors}");
+    };
+    let tenon = |settings: &str| format!("[component.c.tool.tenon]\n{settings}");
+    let model = |keys: &str| tenon(&format!("models.m = {{ {keys} }}"));
+    check(&model("path = \"m.pt\""), "add `encoding = \"onnx\"`");
+    check(&model("path = \"m\", encoding = \"onyx\""), "did you mean `onnx`?");
+    check(&model("path = \"m.onnx\", target = \"tpu\""), "did you mean");
+    check(&model("path = \"m.xml\", backend = \"tract\""), "cannot read OpenVINO IR");
+    check(&model("path = \"m.onnx\", backend = \"tract\", target = \"gpu\""), "the CPU alone");
+    check(&model("path = \"m.onnx\", idle_timeout_s = 0"), "from 1 to");
+    check(&model(""), "lacks `path`");
+    let digest = format!("@sha256:{}", "0".repeat(64));
+    let reference = |text: &str| model(&format!("reference = \"{text}\""));
+    check(&reference("example.com/m:v1"), "is not a reference with a digest");
+    check(&reference(&format!("m{digest}")), "is not a reference with a digest");
+    check(&reference(&format!("a b/m{digest}")), "is not a reference with a digest");
+    check(&model(&format!("path = \"m.onnx\", reference = \"a/m{digest}\"")), "remove one of them");
+    check(&model(&format!("weights = \"m.bin\", reference = \"a/m{digest}\"")), "remove `weights`");
+    check(&tenon("samples = [\"../x.json\"]"), "leads outside the app's folder");
+    check(&tenon("samples = \"x.json\""), "must be an array");
+    check(&tenon("models.\"a b\".path = \"m.onnx\""), "named `a b`");
+    check(&tenon("limit = {}"), "did you mean `limits`?");
+    check(&tenon("limits.deadline_ms = 0"), "from 1 to 86400000 ms");
+}
+
+#[test]
+fn settings_may_stand_in_our_own_trigger() {
+    let trigger = |component: &str, settings: &str| {
+        format!("[[trigger.tenon]]\nroute = \"/t\"\n{component}\nsettings = {settings}")
+    };
+    let settings = "{ model_name = \"m\", models.m.path = \"m.onnx\", limits.deadline_ms = 7 }";
+    let manifest = parse(&small("", &trigger("component = \"c\"", settings))).unwrap();
+    let component = &manifest.components[0];
+    assert_eq!(component.models["m"].path, Path::new("/app/m.onnx"));
+    assert_eq!((component.limits.deadline_ms, component.model_name.as_deref()), (Some(7), Some("m")));
+    let manifest = parse(&small("", &trigger("component.source = \"x.wasm\"", settings))).unwrap();
+    assert!(manifest.components[1].has_settings && !manifest.components[0].has_settings);
+    let check = |component: &str, rest: &str, expected: &str| {
+        let error = parse(&small(component, rest)).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    };
+    let once = trigger("component = \"c\"", settings);
+    check("tool.tenon = {}", &once, "`trigger.tenon.settings` gives settings to a component that has some");
+    check("", &format!("{once}\n{}", once.replace("/t", "/u")), "keep them in one place");
+    check("", &trigger("component = \"c\"", "{ model = {} }"), "did you mean `models`?");
+    check("", &trigger("static_response = {}", "{}"), "the trigger has none");
+}
+
+#[test]
+fn samples_are_found() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("samples")).unwrap();
+    for file in ["c.wasm", "samples/b.json", "samples/a.json", "samples/a.txt"] {
+        std::fs::write(dir.path().join(file), "{}").unwrap();
+    }
+    let none = BTreeMap::new();
+    let options = Options { profile: None, variables: &none, environment: &|_| None, values_required: true };
+    let files = |samples: &str| {
+        let text = small(&format!("tool.tenon.samples = {samples}"), "");
+        Manifest::parse(&text, &dir.path().join("spin.toml"), &options).unwrap().files()
+    };
+    let found = files("[\"samples/*.json\"]").unwrap();
+    let names: Vec<_> = found.samples["c"].keys().map(String::as_str).collect();
+    assert_eq!(names, ["samples/a.json", "samples/b.json"]);
+    assert!(found.samples["c"]["samples/a.json"].is_absolute());
+    let error = files("[\"gone.json\"]").unwrap_err().to_string();
+    assert!(error.contains("spin.toml:8: there is no file or folder `gone.json`"), "{error}");
 }
 
 #[test]

@@ -1,21 +1,26 @@
-//! Our own settings of a component, `[component.<id>.tool.tenon]`: the models it is granted and its limits.
+//! Our own settings of a component, `[component.<id>.tool.tenon]`: its models, limits and samples.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::artifact::oci::Digest;
 use crate::config::document::{Table, Value, advice};
 use crate::config::{BACKENDS, bounds};
 
-use super::{Batching, Component, Encoding, ExecutionTarget, Limits, Model, Precision, Reading, names};
+use super::{
+    Batching, Component, Encoding, ExecutionTarget, FilesEntry, Limits, Model, Precision, Reading, files,
+    names,
+};
 
 const OURS: &str = "tenon";
+const MAX_REFERENCE: usize = 512;
 const ENCODINGS: [(&str, Encoding); 2] = [("onnx", Encoding::Onnx), ("openvino", Encoding::Openvino)];
 
 /// Reads the `tool` table of `component`; the tables of other tools are theirs.
 pub(super) fn read(value: &Value<'_>, component: &mut Component, reading: &mut Reading<'_>) {
     for (name, tool) in value.entries() {
         if name == OURS {
-            tool.table(|t| tenon(t, component, reading));
+            settings(&tool, component, reading.dir);
         } else if advice(&name, [OURS].into_iter(), "").starts_with("did you mean") {
             // Another tool may have any name, so that a near miss cannot be an error.
             let line = tool.line();
@@ -25,7 +30,19 @@ pub(super) fn read(value: &Value<'_>, component: &mut Component, reading: &mut R
     }
 }
 
-fn tenon(t: &mut Table<'_>, component: &mut Component, reading: &Reading<'_>) {
+/// Reads the settings of `component`, wherever they stand; paths in them are relative to `dir`.
+pub(super) fn settings(value: &Value<'_>, component: &mut Component, dir: &Path) {
+    if component.has_settings {
+        value.refuse(&format!(
+            "`{}` gives settings to a component that has some already; keep them in one place",
+            value.path()
+        ));
+    }
+    component.has_settings = true;
+    value.table(|t| tenon(t, component, dir));
+}
+
+fn tenon(t: &mut Table<'_>, component: &mut Component, dir: &Path) {
     for (name, value) in t.entries("models") {
         if !names::is_model(&name) {
             value.refuse(&format!(
@@ -33,7 +50,7 @@ fn tenon(t: &mut Table<'_>, component: &mut Component, reading: &Reading<'_>) {
             ));
         }
         let line = value.line();
-        if let Some(model) = value.table(|t| model(t, line, reading.dir)).flatten() {
+        if let Some(model) = value.table(|t| model(t, line, dir)).flatten() {
             component.models.insert(name, model);
         }
     }
@@ -48,6 +65,13 @@ fn tenon(t: &mut Table<'_>, component: &mut Component, reading: &Reading<'_>) {
     }
     if let Some(limits) = t.table("limits", limits) {
         component.limits = limits;
+    }
+    for item in t.value("samples").map(|value| value.items()).unwrap_or_default() {
+        let Some(source) = item.string() else { continue };
+        if let Err(why) = files::check_pattern(&source) {
+            item.refuse(&why);
+        }
+        component.samples.push(FilesEntry { source, destination: None, line: item.line() });
     }
 }
 
@@ -67,7 +91,7 @@ fn model(t: &mut Table<'_>, line: usize, dir: &Path) -> Option<Model> {
         [("cpu", ExecutionTarget::Cpu), ("gpu", ExecutionTarget::Gpu), ("npu", ExecutionTarget::Npu)];
     let backends = BACKENDS.map(|name| (name, name));
     let precisions = [("f32", Precision::F32), ("bf16", Precision::Bf16)];
-    let path = t.required("path", "path = \"model.onnx\"").and_then(|value| file(&value, dir));
+    let place = place(t, dir);
     let weights = t.value("weights");
     let encoding = t.choice("encoding", &ENCODINGS);
     let target = t.choice("target", &targets).unwrap_or(ExecutionTarget::Cpu);
@@ -85,17 +109,30 @@ fn model(t: &mut Table<'_>, line: usize, dir: &Path) -> Option<Model> {
             batching.max_size
         ));
     }
-    let path = path?;
-    let encoding = match encoding {
-        Some(encoding) => encoding,
-        None => inferred(t, &path)?,
+    let place = place?;
+    let encoding = match (encoding, &place) {
+        (Some(encoding), _) => encoding,
+        (None, Place::File(path)) => inferred(t, path)?,
+        (None, Place::Registry(_)) => Encoding::Onnx,
     };
     check_backend(t, backend, encoding, target);
-    let weights = read_weights(weights, &path, encoding, dir);
+    let (path, weights, reference) = match place {
+        Place::File(path) => {
+            let weights = read_weights(weights, &path, encoding, dir);
+            (path, weights, None)
+        }
+        Place::Registry(reference) => {
+            if let Some(weights) = weights {
+                weights.refuse("a model in a registry brings its weights along; remove `weights`");
+            }
+            (PathBuf::new(), None, Some(reference))
+        }
+    };
     let backend = backend.map(str::to_owned);
     Some(Model {
         path,
         weights,
+        reference,
         encoding,
         target,
         backend,
@@ -116,6 +153,43 @@ fn batching(t: &mut Table<'_>) -> Option<Batching> {
     let max_delay_us: Option<u64> = t.number("max_delay_us", bounds::DELAY_US, "us");
     let max_delay = max_delay_us.map_or(MAX_DELAY, Duration::from_micros);
     Some(Batching { max_size: max_size?.number(bounds::BATCH, "")?, max_delay })
+}
+
+/// Where a model is.
+enum Place {
+    File(PathBuf),
+    Registry(String),
+}
+
+fn place(t: &mut Table<'_>, dir: &Path) -> Option<Place> {
+    match (t.value("path"), t.value("reference")) {
+        (Some(path), None) => file(&path, dir).map(Place::File),
+        (None, Some(reference)) => read_reference(&reference).map(Place::Registry),
+        (Some(_), Some(reference)) => {
+            reference.refuse("the model has a `path` and a `reference`; remove one of them");
+            None
+        }
+        (None, None) => {
+            t.required("path", "path = \"model.onnx\"");
+            None
+        }
+    }
+}
+
+/// A reference with a digest: what a tag leads to may be another model tomorrow.
+fn read_reference(value: &Value<'_>) -> Option<String> {
+    let reference = value.string()?;
+    let is_name = |name: &str| name.contains('/') && name.chars().all(|c| c.is_ascii_graphic() && c != '@');
+    let parts = reference.rsplit_once('@');
+    if reference.len() > MAX_REFERENCE
+        || !parts.is_some_and(|(name, digest)| is_name(name) && digest.parse::<Digest>().is_ok())
+    {
+        value.refuse(&format!(
+            "`{reference}` is not a reference with a digest; write `registry/repository:tag@sha256:...`, as \
+             `tenon model push` prints it"
+        ));
+    }
+    Some(reference)
 }
 
 fn file(value: &Value<'_>, dir: &Path) -> Option<PathBuf> {

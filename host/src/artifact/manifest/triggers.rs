@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::config::document::{Table, Value, advice};
 
 use super::route::{self, Route};
-use super::{Component, Reading, TriggerKind, component};
+use super::{Component, Reading, Source, TriggerKind, component, tool};
 
 const TYPES: [(&str, TriggerKind); 2] = [("http", TriggerKind::Http), ("tenon", TriggerKind::Tenon)];
 /// Trigger types that Spin has or had, beside http.
@@ -20,6 +20,8 @@ pub(super) struct Draft<'a> {
     /// `None` is private.
     pub(super) route: Option<Route>,
     pub(super) target: DraftTarget<'a>,
+    /// Tenon's own settings of the component that is the target.
+    settings: Option<Value<'a>>,
 }
 
 pub(super) enum DraftTarget<'a> {
@@ -37,8 +39,14 @@ pub(super) enum DraftTarget<'a> {
     Wrong,
 }
 
-/// Reads all triggers in the order of the file; there may be none where they are not `needed`.
-pub(super) fn read_all<'a>(root: &mut Table<'a>, needed: bool, reading: &mut Reading<'_>) -> Vec<Draft<'a>> {
+/// Reads all triggers in the order of the file, and gives `components` the settings that stand in them.
+pub(super) fn read_all<'a>(
+    root: &mut Table<'a>,
+    components: &mut [Component],
+    reading: &mut Reading<'_>,
+) -> Vec<Draft<'a>> {
+    // A model without code is called by its name.
+    let needed = !components.iter().any(|component| component.source == Source::Model);
     let types = if needed { root.required("trigger", "[[trigger.http]]") } else { root.value("trigger") };
     let Some(types) = types else { return Vec::new() };
     let mut drafts = Vec::new();
@@ -53,6 +61,19 @@ pub(super) fn read_all<'a>(root: &mut Table<'a>, needed: bool, reading: &mut Rea
         }
         for at in list.items() {
             drafts.extend(at.clone().table(|t| read(t, at, *kind, kind_name, reading)));
+        }
+    }
+    for draft in &mut drafts {
+        let Some(settings) = &draft.settings else { continue };
+        let component = match &mut draft.target {
+            DraftTarget::Reference { id, .. } => components.iter_mut().find(|component| component.id == *id),
+            DraftTarget::Inline(component) => Some(&mut **component),
+            DraftTarget::Static { .. } | DraftTarget::Wrong => None,
+        };
+        match component {
+            Some(component) => tool::settings(settings, component, reading.dir),
+            None => settings
+                .refuse("these `settings` are those of a component, and the trigger has none; remove them"),
         }
     }
     drafts
@@ -88,8 +109,15 @@ fn read<'a>(
     if let Some(value) = t.value("executor") {
         value.table(executor);
     }
+    let settings = t.value("settings");
+    if let (Some(settings), TriggerKind::Http) = (&settings, kind) {
+        settings.refuse(
+            "Spin takes no `settings` in `[[trigger.http]]`; move them to `[component.<id>.tool.tenon]`, or write \
+             `[[trigger.tenon]]`",
+        );
+    }
     let route = t.required("route", "route = \"/...\"").and_then(|value| read_route(&value));
-    Draft { id, route, target: target(t, reading), at, kind, kind_name }
+    Draft { id, route, target: target(t, reading), at, kind, kind_name, settings }
 }
 
 fn executor(t: &mut Table<'_>) {

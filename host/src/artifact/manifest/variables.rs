@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 
 use crate::config::document::{Table, Value, advice};
 
-use super::{Options, names};
+use super::{Options, Variable, names};
 
 /// How large the filled templates of an app may be together, in bytes.
 const MAX_FILLED: usize = 4 << 20;
 
 /// The declared variables of an app; `None` is one that is required and has no value.
 pub(super) struct Variables {
+    declared: BTreeMap<String, Variable>,
     values: BTreeMap<String, Option<String>>,
     values_required: bool,
     /// Bytes that may still be filled in: a long value used often would fill the memory.
@@ -23,26 +24,32 @@ pub(super) struct Variables {
 impl Variables {
     /// Reads `[variables]`. A value comes from the options, else the environment, else the default.
     pub(super) fn read(root: &mut Table<'_>, options: &Options<'_>) -> Self {
-        let mut values = BTreeMap::new();
+        let (mut declared, mut values) = (BTreeMap::new(), BTreeMap::new());
         for (name, declaration) in root.entries("variables") {
             if !names::is_variable(&name) {
                 declaration.refuse(&format!(
                     "a variable cannot be named `{name}`; use lower-case words with `_` between them"
                 ));
             }
-            let default = declaration.table(|t| default(t, &name)).flatten();
+            let variable = declaration.table(|t| variable(t, &name)).unwrap_or_default();
             let given = options.variables.get(&name).cloned();
-            let value = given.or_else(|| (options.environment)(&name)).or(default);
-            values.insert(name, value);
+            let value = given.or_else(|| (options.environment)(&name));
+            values.insert(name.clone(), value.or_else(|| variable.default.clone()));
+            declared.insert(name, variable);
         }
         for name in options.variables.keys().filter(|name| !values.contains_key(*name)) {
             let advice = unknown(name, &values);
             root.refuse_file(&format!("a value is given for the variable `{name}`; {advice}"));
         }
-        Self { values, values_required: options.values_required, left: Cell::new(MAX_FILLED) }
+        Self { declared, values, values_required: options.values_required, left: Cell::new(MAX_FILLED) }
     }
 
-    /// Fills in the templates of a component's variable.
+    /// The declarations.
+    pub(super) fn into_declared(self) -> BTreeMap<String, Variable> {
+        self.declared
+    }
+
+    /// Fills in the templates of a string.
     pub(super) fn fill(&self, template: &Value<'_>) -> String {
         let Some(text) = template.string() else { return String::new() };
         let mut filled = String::new();
@@ -111,10 +118,10 @@ fn unknown(name: &str, values: &BTreeMap<String, Option<String>>) -> String {
     }
 }
 
-/// The default of one declaration, which has one or is required.
-fn default(t: &mut Table<'_>, name: &str) -> Option<String> {
-    t.string("description");
-    t.boolean("secret");
+/// One declaration, which is required or has a default.
+fn variable(t: &mut Table<'_>, name: &str) -> Variable {
+    let description = t.string("description");
+    let secret = t.boolean("secret").unwrap_or(false);
     let required = t.boolean("required").unwrap_or(false);
     let given = t.value("default");
     match (required, &given) {
@@ -126,5 +133,5 @@ fn default(t: &mut Table<'_>, name: &str) -> Option<String> {
         )),
         _ => {}
     }
-    given?.string()
+    Variable { description, default: given.and_then(|value| value.string()), required, secret }
 }
