@@ -6,7 +6,7 @@ fn main() -> ExitCode {
     // First of all, as in the program itself: the setting is read by libraries that are loaded later.
     tenon::backend::onnxruntime::disable_telemetry();
     match tenon::cli::run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE

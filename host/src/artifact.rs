@@ -1,6 +1,7 @@
 //! What is deployed: components, models and settings, known by their digests.
 
 pub mod cache;
+pub mod difference;
 pub mod fetch;
 pub mod manifest;
 pub mod oci;

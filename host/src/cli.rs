@@ -3,6 +3,7 @@
 #![expect(clippy::print_stdout, reason = "what a command answers goes to standard output")]
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -15,6 +16,7 @@ use progress::Progress;
 pub mod backend;
 pub mod build;
 pub mod conformance;
+pub mod diff;
 pub mod doctor;
 pub mod key;
 pub mod new;
@@ -47,6 +49,7 @@ enum Command {
     Tune(tune::TuneArgs),
     /// Shows inference backends, and obtains their libraries.
     Backend(backend::BackendArgs),
+    Diff(diff::DiffArgs),
     Key(key::KeyArgs),
     /// Tells what is wrong with a setup, and the command that mends it.
     Doctor(doctor::DoctorArgs),
@@ -58,15 +61,22 @@ enum Command {
 /// The Python whose `pip` obtains libraries.
 const PYTHON: &str = "python3";
 
-/// Runs the command that the arguments name.
+/// Runs the command that the arguments name, and answers with the status that the program ends with.
 ///
 /// # Errors
 /// Says what went wrong and what to do.
-pub fn run() -> anyhow::Result<()> {
+pub fn run() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
-    if let Command::VetModel = cli.command {
-        return Ok(crate::backend::vet::child()?);
+    match &cli.command {
+        Command::VetModel => crate::backend::vet::child()?,
+        Command::Diff(args) => return Ok(diff::run(args)),
+        _ => return serve_or_prepare(cli).map(|()| ExitCode::SUCCESS),
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What takes the operator's settings.
+fn serve_or_prepare(cli: Cli) -> anyhow::Result<()> {
     let config = Config::load(cli.config.as_deref())?;
     let json = config.log.format == config::LogFormat::Json;
     // Loads and evictions are the host's news, not a measurement's.
@@ -95,7 +105,7 @@ pub fn run() -> anyhow::Result<()> {
                 doctor::Setup { config: &config, backends: &backends, python, pagemap: &resets_by_pagemap };
             doctor::run(&args, &setup)
         }
-        Command::VetModel => Ok(()),
+        Command::Diff(_) | Command::VetModel => Ok(()),
     }
 }
 

@@ -10,7 +10,7 @@ fn main() -> ExitCode {
     #[cfg(feature = "onnxruntime")]
     tenon::backend::onnxruntime::disable_telemetry();
     match tenon::cli::run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE

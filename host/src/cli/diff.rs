@@ -1,0 +1,255 @@
+//! `tenon diff`: what differs between two apps, and what the second may do more.
+
+#![expect(clippy::print_stdout, reason = "what a command answers goes to standard output")]
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::bail;
+use clap::Args;
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+
+use crate::artifact::difference::{App, Aspect, DescribeError, Difference, Facts, Side, differences};
+use crate::artifact::manifest::{self, Files, Manifest, Options};
+use crate::artifact::oci::Digest;
+
+/// How `diff` and its like tell that they could not compare.
+const TROUBLE: u8 = 2;
+/// The width of the column that tells what differs.
+const WIDTH: usize = 34;
+
+/// Tells what differs between two apps: code, models, limits, capabilities, sizes.
+///
+/// Ends with 0 where they are the same, with 1 where they differ, and with 2 where they cannot be compared.
+#[derive(Args)]
+pub struct DiffArgs {
+    /// The one app: a spin.toml, or a folder with one.
+    before: String,
+    /// The other app.
+    after: String,
+    /// Answers in JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// An app that was found, with all that it is compared by.
+struct Opened {
+    manifest: Manifest,
+    files: Files,
+    /// By component: what an artifact says of its interface.
+    interfaces: BTreeMap<String, serde_json::Value>,
+}
+
+/// Compares, and answers with the status that the program ends with.
+pub fn run(args: &DiffArgs) -> ExitCode {
+    match compare(args) {
+        Ok(false) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(TROUBLE)
+        }
+    }
+}
+
+/// Prints what differs; answers whether anything does.
+fn compare(args: &DiffArgs) -> anyhow::Result<bool> {
+    let (before, after) = (facts(&args.before)?, facts(&args.after)?);
+    let found = differences(&before, &after);
+    if args.json {
+        let answer = json!({
+            "same": found.is_empty(),
+            "differences": found,
+            "bytes": { "before": before.bytes(), "after": after.bytes(), "to_move": after.bytes_beyond(&before) },
+        });
+        println!("{answer:#}");
+    } else if !found.is_empty() {
+        print!("{}", shown(&found));
+        println!("{}", summary(&found, &before, &after));
+    }
+    Ok(!found.is_empty())
+}
+
+fn facts(what: &str) -> anyhow::Result<Facts> {
+    let Opened { manifest, files, interfaces } = open(what)?;
+    let app = App { manifest: &manifest, files: &files, interfaces: &interfaces, digest: &digest };
+    Ok(Facts::of(&app)?)
+}
+
+fn open(what: &str) -> anyhow::Result<Opened> {
+    let Some(path) = manifest::find(Path::new(what)) else {
+        bail!("there is no spin.toml at `{what}` or above it");
+    };
+    // Values of variables are the host's affair, not the app's.
+    let options = Options {
+        profile: None,
+        variables: &BTreeMap::new(),
+        environment: &|_| None,
+        values_required: false,
+    };
+    let manifest = Manifest::load(&path, &options)?;
+    let files = manifest.files()?;
+    Ok(Opened { manifest, files, interfaces: BTreeMap::new() })
+}
+
+/// The digest and the bytes of a file, which is read in pieces.
+fn digest(path: &Path) -> Result<(Digest, u64), DescribeError> {
+    let failed = |error: std::io::Error| DescribeError::Read {
+        path: path.display().to_string(),
+        reason: error.to_string(),
+    };
+    let mut file = std::fs::File::open(path).map_err(failed)?;
+    let (mut hash, mut size, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
+    loop {
+        let read = file.read(&mut buffer).map_err(failed)?;
+        if read == 0 {
+            return Ok((Digest::from_hash(hash), size));
+        }
+        hash.update(&buffer[..read]);
+        size += read as u64;
+    }
+}
+
+/// The differences, those of each component below its id.
+fn shown(found: &[Difference]) -> String {
+    let mut text = String::new();
+    let mut current = None;
+    for difference in found {
+        if current != Some(&difference.component) {
+            current = Some(&difference.component);
+            let title = match &difference.component {
+                None => "app".to_owned(),
+                Some(id) => format!("component {}", clean(id)),
+            };
+            text.push_str(&format!("{title}\n"));
+        }
+        text.push_str(&line(difference));
+    }
+    text
+}
+
+fn line(difference: &Difference) -> String {
+    let Difference { before, after, .. } = difference;
+    let sign = match (before, after) {
+        (None, _) => '+',
+        (_, None) => '-',
+        _ => '~',
+    };
+    let what = match difference.aspect {
+        Aspect::App => clean(&difference.name),
+        Aspect::Component => "the whole component".to_owned(),
+        aspect => format!("{} {}", aspect.name(), clean(&difference.name)),
+    };
+    let value = match (before, after) {
+        (Some(before), Some(after)) => match (side(before), side(after)) {
+            (before, after) if before.is_empty() && after.is_empty() => "changed".to_owned(),
+            (before, after) => format!("{before} -> {after}"),
+        },
+        (Some(only), None) | (None, Some(only)) => side(only),
+        (None, None) => String::new(),
+    };
+    let grows = if difference.grows { "  + capability" } else { "" };
+    format!("  {sign} {:<WIDTH$} {value}{grows}", what.trim_end()).trim_end().to_owned() + "\n"
+}
+
+fn side(side: &Side) -> String {
+    let text = match side.text.split_once("sha256:") {
+        // Enough of a digest to tell it from others; JSON has all of it.
+        Some(("", hex)) if hex.len() == 64 => format!("sha256:{}", &hex[..12]),
+        _ => clean(&side.text),
+    };
+    match side.bytes {
+        Some(bytes) => format!("{text} ({})", amount(bytes)),
+        None => text,
+    }
+}
+
+/// A text out of an artifact, fit for a terminal.
+fn clean(text: &str) -> String {
+    let mut clean: String = text
+        .chars()
+        .map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c })
+        .take(200)
+        .collect();
+    if text.chars().nth(200).is_some() {
+        clean.push('…');
+    }
+    clean
+}
+
+fn amount(bytes: u64) -> String {
+    let mib = bytes as f64 / f64::from(1 << 20);
+    match bytes {
+        0..10_240 => format!("{bytes} bytes"),
+        10_240..1_048_576 => format!("{} KiB", bytes >> 10),
+        _ => format!("{mib:.1} MiB"),
+    }
+}
+
+fn summary(found: &[Difference], before: &Facts, after: &Facts) -> String {
+    let count =
+        |count: usize, one: &str, many: &str| format!("{count} {}", if count == 1 { one } else { many });
+    let grown = found.iter().filter(|difference| difference.grows).count();
+    format!(
+        "{}, {}; {} -> {}, of which {} are to be moved",
+        count(found.len(), "difference", "differences"),
+        count(grown, "of them a capability more", "of them capabilities more"),
+        amount(before.bytes()),
+        amount(after.bytes()),
+        amount(after.bytes_beyond(before)),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn apps_are_compared_by_their_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let app = |name: &str, model: &[u8], limit: u32| {
+            let folder = folder.path().join(name);
+            std::fs::create_dir(&folder).unwrap();
+            std::fs::write(folder.join("m.onnx"), model).unwrap();
+            let manifest = format!(
+                "spin_manifest_version = 2\n[application]\nname = \"a\"\n[component.m.tool.tenon]\n\
+                 models.m = {{ path = \"m.onnx\" }}\nlimits.memory_mib = {limit}\n"
+            );
+            std::fs::write(folder.join("spin.toml"), manifest).unwrap();
+            folder.display().to_string()
+        };
+        let (one, same, other) = (app("1", b"x", 8), app("2", b"x", 8), app("3", b"longer", 16));
+        let compare = |before: &str, after: &str| {
+            compare(&DiffArgs { before: before.to_owned(), after: after.to_owned(), json: false })
+        };
+        assert!(!compare(&one, &same).unwrap());
+        assert!(compare(&one, &other).unwrap());
+        assert!(compare(&one, "/nowhere").unwrap_err().to_string().contains("no spin.toml"));
+        let (before, after) = (facts(&one).unwrap(), facts(&other).unwrap());
+        let found = differences(&before, &after);
+        let expected = format!(
+            "component m\n  ~ model m                            {} (1 bytes) -> {} (6 bytes)\n  \
+             ~ limit memory_mib                   8 -> 16  + capability\n",
+            &Digest::of(b"x").to_string()[..19],
+            &Digest::of(b"longer").to_string()[..19],
+        );
+        assert_eq!(shown(&found), expected);
+        assert_eq!(
+            summary(&found, &before, &after),
+            "2 differences, 1 of them a capability more; 1 bytes -> 6 bytes, of which 6 bytes are to be moved"
+        );
+    }
+
+    #[test]
+    fn what_an_artifact_says_does_not_reach_the_terminal_as_it_is() {
+        assert_eq!(clean("a\u{1b}[2Jb\n"), "a\u{fffd}[2Jb\u{fffd}");
+        assert_eq!(clean(&"é".repeat(300)).chars().count(), 201);
+        assert_eq!(
+            (amount(10), amount(20 << 10), amount(3 << 20)),
+            ("10 bytes".into(), "20 KiB".into(), "3.0 MiB".into())
+        );
+    }
+}
