@@ -21,6 +21,7 @@ pub type ConfigErrors = DocumentErrors;
 pub struct Config {
     pub listen: Listen,
     pub cache: Cache,
+    pub registry: Registry,
     pub limits: Limits,
     pub models: Models,
     pub inference: Inference,
@@ -53,10 +54,41 @@ pub struct TlsFiles {
 }
 
 /// The host's own directory.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cache {
     /// As the operator gave it; [`Config::cache_dir`] resolves it.
     pub dir: Option<PathBuf>,
+    /// 0 is no bound.
+    pub max_mib: u64,
+}
+
+/// Where artifacts come from and go to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registry {
+    /// Registries, with their ports, that are spoken to without TLS.
+    pub insecure: Vec<String>,
+    /// Certificates of authorities in PEM, beside the system's.
+    pub ca: Option<PathBuf>,
+    pub max_artifact_mib: u64,
+    /// How many layers are moved at once.
+    pub transfers: usize,
+    /// How long nothing may come or be taken before a connection counts as broken.
+    pub stall_ms: u64,
+    /// How often something is tried again after the first time.
+    pub retries: u32,
+}
+
+/// The files in which other tools keep what they log in to registries with, where the environment says they are.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CredentialFiles {
+    /// What `REGISTRY_AUTH_FILE` names: the user's explicit choice.
+    pub chosen: Option<PathBuf>,
+    /// Docker's `config.json`.
+    pub docker: Option<PathBuf>,
+    /// Podman's `auth.json`: of this session, and of this user.
+    pub podman: Vec<PathBuf>,
+    /// Spin's `registry-auth.json`.
+    pub spin: Option<PathBuf>,
 }
 
 /// Limits of calls.
@@ -190,6 +222,25 @@ impl Default for Listen {
     }
 }
 
+impl Default for Cache {
+    fn default() -> Self {
+        Self { dir: None, max_mib: 51_200 }
+    }
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self {
+            insecure: Vec::new(),
+            ca: None,
+            max_artifact_mib: 20_480,
+            transfers: 4,
+            stall_ms: 30_000,
+            retries: 5,
+        }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -293,6 +344,13 @@ impl Config {
     }
 }
 
+impl Cache {
+    /// The most bytes of the cache; 0 is no bound.
+    pub fn max_bytes(&self) -> u64 {
+        self.max_mib << 20
+    }
+}
+
 impl Models {
     /// The memory budget in bytes on a machine with `physical_bytes` of memory.
     pub fn budget_bytes(&self, physical_bytes: u64) -> u64 {
@@ -321,6 +379,30 @@ pub fn log_filter() -> Option<String> {
 /// Whether `NO_COLOR` asks for output without colours.
 pub fn no_color() -> bool {
     environment("NO_COLOR").is_some()
+}
+
+impl CredentialFiles {
+    /// Where the environment of this process has them.
+    pub fn find() -> Self {
+        Self::given(|name| environment(name).map(PathBuf::from))
+    }
+
+    fn given(variable: impl Fn(&str) -> Option<PathBuf>) -> Self {
+        let home = variable("HOME");
+        let in_home = |path: &str| home.as_ref().map(|home| home.join(path));
+        let user = variable("XDG_CONFIG_HOME").or_else(|| in_home(".config"));
+        let docker = variable("DOCKER_CONFIG").or_else(|| in_home(".docker"));
+        Self {
+            chosen: variable("REGISTRY_AUTH_FILE"),
+            docker: docker.map(|folder| folder.join("config.json")),
+            podman: [variable("XDG_RUNTIME_DIR"), user.clone()]
+                .into_iter()
+                .flatten()
+                .map(|folder| folder.join("containers/auth.json"))
+                .collect(),
+            spin: user.map(|folder| folder.join("fermyon/registry-auth.json")),
+        }
+    }
 }
 
 /// The value of the app variable `name` from `SPIN_VARIABLE_<NAME>`.
@@ -356,7 +438,7 @@ mod tests {
     fn the_cache_has_a_place() {
         let check = |dir: &str, xdg: &str, home: &str, expected: Option<&str>| {
             let some = |value: &str| Some(value.to_owned()).filter(|value| !value.is_empty());
-            let cache = Cache { dir: some(dir).map(PathBuf::from) };
+            let cache = Cache { dir: some(dir).map(PathBuf::from), ..Cache::default() };
             let config = Config { cache, ..Config::default() };
             let found = config.cache_dir_given(some(xdg), some(home)).ok();
             assert_eq!(found, expected.map(PathBuf::from), "{dir} {xdg} {home}");
@@ -366,6 +448,24 @@ mod tests {
         check("", "x", "/h", Some("/h/.cache/tenon"));
         check("", "", "/h", Some("/h/.cache/tenon"));
         check("", "", "", None);
+    }
+
+    #[test]
+    fn credentials_are_where_other_tools_keep_them() {
+        let check = |set: &[(&str, &str)], expected: [&str; 5]| {
+            let value = |name: &str| set.iter().find(|(known, _)| *known == name).map(|(_, path)| path.into());
+            let files = CredentialFiles::given(value);
+            let mut podman = files.podman.into_iter().map(Some).collect::<Vec<_>>();
+            podman.resize(2, None);
+            let found = [files.chosen, files.docker, podman[0].clone(), podman[1].clone(), files.spin];
+            assert_eq!(found.map(Option::unwrap_or_default), expected.map(PathBuf::from), "{set:?}");
+        };
+        check(&[], ["", "", "", "", ""]);
+        let at_home = ["", "/h/.docker/config.json", "/h/.config/containers/auth.json", "", "/h/.config/fermyon/registry-auth.json"];
+        check(&[("HOME", "/h")], at_home);
+        let all = [("HOME", "/h"), ("REGISTRY_AUTH_FILE", "/a"), ("DOCKER_CONFIG", "/d"), ("XDG_RUNTIME_DIR", "/r"), ("XDG_CONFIG_HOME", "/c")];
+        let places = ["/a", "/d/config.json", "/r/containers/auth.json", "/c/containers/auth.json", "/c/fermyon/registry-auth.json"];
+        check(&all, places);
     }
 
     #[test]

@@ -4,18 +4,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sha2::{Digest, Sha256};
 use thiserror::Error;
 
+use crate::artifact::blobs::Hold;
 use crate::artifact::cache::CacheError;
 use crate::artifact::fetch::{self, FetchError};
 use crate::artifact::manifest::{
     Component, Files, Manifest, ManifestErrors, Source, Target as TriggerTarget,
 };
+use crate::artifact::oci::Digest;
 use crate::backend::available::ChooseError;
 use crate::backend::batch::check_batchable;
 use crate::backend::residency::{AcquireError, Model, Residency};
-use crate::backend::vet::{VetError, hex};
+use crate::backend::vet::VetError;
 use crate::config::Config;
 use crate::function::revision::ModelSummary;
 use crate::function::route::{Route, StaticResponse};
@@ -53,6 +54,8 @@ pub enum DeployError {
     Model { name: String, source: ModelError },
     #[error("{0}")]
     Link(#[from] LinkError),
+    #[error("its code cannot be kept: {0}")]
+    Cache(CacheError),
     #[error("its files cannot be mounted: {0}")]
     Files(CacheError),
     #[error("it could not describe itself: {0}")]
@@ -143,6 +146,9 @@ impl Deployer {
         let routes = routes(app, &functions).map_err(AppError::Routes)?;
         let about = App { name: app.name.clone(), version: app.version.clone() };
         self.functions.publish(Snapshot::new(about, functions, routes));
+        // What was compiled and derived counts too, and what was served until now may have made room for it.
+        let cache = self.intake.cache.clone();
+        tokio::task::spawn_blocking(move || cache.keep_bound());
         Ok(())
     }
 
@@ -173,9 +179,12 @@ impl Deployer {
         report: &(dyn Fn(Step) + Sync),
     ) -> Result<Revision, DeployError> {
         let name = &app.function(component);
-        let code = match component.source {
-            Source::Model => None,
-            Source::Path(_) | Source::Url { .. } => Some(self.code(name, component, report).await?),
+        let (code, kept) = match component.source {
+            Source::Model => (None, None),
+            Source::Path(_) | Source::Url { .. } => {
+                let (compiled, digest, hold) = self.code(name, component, report).await?;
+                (Some((compiled, digest)), Some(hold))
+            }
         };
         let (granted, models) = self.models(app, component, report).await?;
         let files = self.mount(component, files)?;
@@ -220,6 +229,7 @@ impl Deployer {
             response_body_bytes: limits.response_body_bytes,
             models,
             files,
+            kept: Arc::new(kept),
         })
     }
 
@@ -250,19 +260,24 @@ impl Deployer {
         })
     }
 
-    /// The native code of a component, and the component's digest.
+    /// The native code of a component, the component's digest, and what keeps both in the cache.
     async fn code(
         &self,
         name: &str,
         component: &Component,
         report: &(dyn Fn(Step) + Sync),
-    ) -> Result<(crate::instance::compile::Compiled, String), DeployError> {
+    ) -> Result<(crate::instance::compile::Compiled, String, Hold), DeployError> {
         let fetched =
             timed(report, &format!("{name}: component"), fetch::component(&component.source)).await?;
-        let digest = hex(&Sha256::digest(&fetched.wasm));
+        let digest = Digest::of(&fetched.wasm);
+        // Before it is looked for: what is held stays.
+        let cache = self.intake.cache.clone();
+        let hold = tokio::task::spawn_blocking(move || cache.hold([digest]));
+        let hold = hold.await.expect("holding does not panic").map_err(DeployError::Cache)?;
+        let digest = digest.hex();
         let compiled =
             timed(report, &format!("{name}: native code"), self.compile(&fetched, &digest)).await?;
-        Ok((compiled, digest))
+        Ok((compiled, digest, hold))
     }
 
     async fn compile(

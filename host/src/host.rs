@@ -89,7 +89,7 @@ impl Host {
             None => None,
         };
         let telemetry = Arc::new(Telemetry::new());
-        let cache = Cache::open(&config.cache_dir()?)?;
+        let cache = Cache::bounded(&config.cache_dir()?, config.cache.max_bytes())?;
         let residency = residency(&config, &telemetry)?;
         let functions = Functions::new(admission(&config), Arc::clone(&telemetry));
         let deployer = deployer(config, around, cache, &residency, &functions)?;

@@ -1,23 +1,31 @@
-//! The host's own folder: models by digest, and what is derived, compiled and mounted.
+//! The host's own folder: blobs and models by digest, and what is derived, compiled and mounted.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
-use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
-use crate::backend::vet::hex;
+use super::blobs::{self, BlobError, Blobs, Hold};
+use super::oci::Digest;
+pub use eviction::{Evicted, Goal};
+pub use verify::{Progress, Verified};
+
+pub(super) mod bound;
+mod eviction;
+pub mod inventory;
+mod verify;
 
 /// The folder. Only the host's user may write to it, so what lies in it may be trusted and mapped.
 #[derive(Clone, Debug)]
 pub struct Cache {
     root: PathBuf,
     mounts: Arc<Mounts>,
+    blobs: Blobs,
 }
 
 /// This host's folder of mounts. It is stale once nobody holds its lock: a process id would say nothing to a host in
@@ -37,11 +45,15 @@ pub struct StoredModel {
     pub digest: String,
     /// Bytes of model and weights together.
     pub size: u64,
+    /// Keeps its files, and what is made of them, in the cache.
+    pub hold: Hold,
 }
 
 /// Why a file did not get into the cache.
 #[derive(Debug, Error)]
 pub enum CacheError {
+    #[error(transparent)]
+    Blob(#[from] BlobError),
     #[error("cannot read `{path}`: {source}")]
     Read { path: PathBuf, source: io::Error },
     #[error("`{path}` is larger than the {limit_mib} MiB that a model may have (`models.max_model_mib`)")]
@@ -58,6 +70,15 @@ impl Cache {
     /// # Errors
     /// Where it cannot be made, or others may write to it.
     pub fn open(root: &Path) -> Result<Cache, CacheError> {
+        Cache::bounded(root, 0)
+    }
+
+    /// As [`open`](Cache::open); what is not in use makes room where there are more than `max_bytes` of blobs, models,
+    /// and what is derived from them, compiled and found out. 0 is no bound.
+    ///
+    /// # Errors
+    /// Where it cannot be made, or others may write to it.
+    pub fn bounded(root: &Path, max_bytes: u64) -> Result<Cache, CacheError> {
         let write = |source| CacheError::Write { path: root.to_owned(), source };
         make_private(root).map_err(write)?;
         let root = root.canonicalize().map_err(write)?;
@@ -66,9 +87,10 @@ impl Cache {
             let folder = root.join(name);
             make_private(&folder).map_err(|source| CacheError::Write { path: folder.clone(), source })?;
         }
+        let blobs = Blobs::open(&root, max_bytes)?;
         let mounts = root.join("mounts");
         let mounts = Mounts::start(&mounts).map_err(|source| CacheError::Write { path: mounts, source })?;
-        Ok(Cache { root, mounts: Arc::new(mounts) })
+        Ok(Cache { root, mounts: Arc::new(mounts), blobs })
     }
 
     /// What backends derive from models.
@@ -95,9 +117,14 @@ impl Cache {
         self.root.join("models")
     }
 
-    /// Copies a model into the cache, sharing its blocks where the file system can. Whatever becomes of the
-    /// author's file later, what is served does not change. A file that was copied before and has not changed
-    /// since, by its size, time and inode, is not read again.
+    /// A way to the blobs, which keeps what goes through it on disk while it lives: one for each piece of work.
+    pub fn blobs(&self) -> Blobs {
+        self.blobs.afresh()
+    }
+
+    /// Takes a model into the cache. Its bytes are kept once, as blobs, of which the model's files are further names.
+    /// Whatever becomes of the author's file later, what is served does not change. A file that was kept before and
+    /// has not changed since is not read again, nor is one that is a blob.
     ///
     /// # Errors
     /// Where the model cannot be read, is too large, or cannot be kept.
@@ -107,32 +134,19 @@ impl Cache {
         weights: Option<&Path>,
         limit_bytes: u64,
     ) -> Result<StoredModel, CacheError> {
-        let files: Vec<&Path> = std::iter::once(model).chain(weights).collect();
-        let seen = files.iter().map(|path| Seen::of(path)).collect::<Result<Vec<_>, _>>()?;
-        let size = seen.iter().map(|seen| seen.size).sum();
-        if size > limit_bytes {
-            return Err(CacheError::TooLarge { path: model.to_owned(), limit_mib: limit_bytes >> 20 });
-        }
-        let remembered = self.models().join(format!("{}.seen", fingerprint(&seen)));
-        if let Some(stored) = self.remembered(&remembered, weights.is_some(), size) {
-            return Ok(stored);
-        }
-        let write = |source| CacheError::Write { path: self.models(), source };
-        let mut digests = Vec::new();
-        let mut copies = Vec::new();
-        for path in &files {
-            let (copy, digest) = copy(path, &self.models(), limit_bytes)?;
-            copies.push(copy);
+        let too_large = || CacheError::TooLarge { path: model.to_owned(), limit_mib: limit_bytes >> 20 };
+        let blobs = self.blobs();
+        let (mut digests, mut size) = (Vec::new(), 0);
+        for path in std::iter::once(model).chain(weights) {
+            let left = limit_bytes - size;
+            let (digest, bytes) = blobs.put_file(path, left).map_err(|error| match error {
+                BlobError::TooLarge { .. } => too_large(),
+                error => error.into(),
+            })?;
+            size += bytes;
             digests.push(digest);
         }
-        let digest = digest_of(&digests);
-        let stored = self.stored(&digest, weights.is_some(), size);
-        for (copy, path) in copies.into_iter().zip(std::iter::once(&stored.path).chain(&stored.weights)) {
-            copy.persist(path).map_err(|error| write(error.error))?;
-        }
-        // Only a shortcut: without it the file is read again next time.
-        let _ = fs::write(&remembered, &digest);
-        Ok(stored)
+        self.stored(&blobs, &digests, size)
     }
 
     /// Keeps a model that came as bytes.
@@ -149,33 +163,55 @@ impl Cache {
             let path = PathBuf::from("the guest's model");
             return Err(CacheError::TooLarge { path, limit_mib: limit_bytes >> 20 });
         }
-        let digests: Vec<_> = parts.iter().map(Sha256::digest).collect();
-        let stored = self.stored(&digest_of(&digests), parts.len() > 1, size);
-        let write = |source| CacheError::Write { path: self.models(), source };
-        for (part, path) in parts.iter().zip(std::iter::once(&stored.path).chain(&stored.weights)) {
-            let mut file = tempfile::NamedTempFile::new_in(self.models()).map_err(write)?;
-            file.write_all(part.as_ref()).map_err(write)?;
-            file.persist(path).map_err(|error| write(error.error))?;
+        let blobs = self.blobs();
+        let digests = parts.iter().map(|part| blobs.put(part.as_ref())).collect::<Result<Vec<_>, _>>()?;
+        self.stored(&blobs, &digests, size)
+    }
+
+    /// A model of these blobs, which `blobs` keeps: its files are named by its digest, with the endings that backends
+    /// expect.
+    fn stored(&self, blobs: &Blobs, digests: &[Digest], size: u64) -> Result<StoredModel, CacheError> {
+        let digest = digest_of(digests);
+        let hold = blobs.hold(digests.iter().copied().chain([digest]))?;
+        let file = |ending: &str| self.models().join(format!("{}.{ending}", digest.hex()));
+        let (path, weights) = match digests.len() {
+            1 => (file("onnx"), None),
+            _ => (file("xml"), Some(file("bin"))),
+        };
+        for (blob, name) in digests.iter().zip(std::iter::once(&path).chain(&weights)) {
+            let given = give_name(&blobs.path(blob), name);
+            given.map_err(|source| CacheError::Write { path: self.models(), source })?;
         }
-        Ok(stored)
+        Ok(StoredModel { path, weights, digest: digest.hex(), size, hold })
     }
 
-    fn stored(&self, digest: &str, weights: bool, size: u64) -> StoredModel {
-        let file = |ending: &str| self.models().join(format!("{digest}.{ending}"));
-        let path = file(if weights { "xml" } else { "onnx" });
-        StoredModel { path, weights: weights.then(|| file("bin")), digest: digest.to_owned(), size }
+    /// Keeps these digests, and all that is named by them, in the cache as long as the answer lives.
+    ///
+    /// # Errors
+    /// Where the cache cannot be written.
+    pub fn hold(&self, digests: impl IntoIterator<Item = Digest>) -> Result<Hold, CacheError> {
+        Ok(self.blobs.hold(digests)?)
     }
 
-    fn remembered(&self, path: &Path, weights: bool, size: u64) -> Option<StoredModel> {
-        let digest = fs::read_to_string(path).ok()?;
-        let valid = digest.len() == 64 && digest.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let stored = valid.then(|| self.stored(&digest, weights, size))?;
-        let there = fs::metadata(&stored.path).ok()?.len()
-            + match &stored.weights {
-                Some(weights) => fs::metadata(weights).ok()?.len(),
-                None => 0,
-            };
-        (there == size).then_some(stored)
+    /// Makes room if the cache is over its bound.
+    pub fn keep_bound(&self) {
+        self.blobs.keep_bound();
+    }
+
+    /// Removes what no process uses, as far as the goal asks; a dry run only tells.
+    ///
+    /// # Errors
+    /// Where the cache cannot be read, or another process keeps it locked.
+    pub fn evict(&self, goal: Goal, dry_run: bool) -> Result<Evicted, CacheError> {
+        Ok(eviction::evict(&self.blobs.store, goal, dry_run)?)
+    }
+
+    /// Reads every blob and model, removes what is damaged, and names it. `report` is told how far it is.
+    ///
+    /// # Errors
+    /// Where the cache cannot be read.
+    pub fn verify(&self, report: &mut dyn FnMut(Progress<'_>)) -> Result<Verified, CacheError> {
+        Ok(verify::verify(&self.blobs.store, report)?)
     }
 
     /// A folder that shows `files`, as pairs of file and path within it, by hard links where they can be made. It
@@ -254,7 +290,9 @@ const FOLDERS: [&str; 6] = ["compiled", "derived", "libraries", "models", "mount
 /// Where a folder of it belongs to another user, or others may write to it.
 pub fn trusted(root: &Path) -> Result<(), CacheError> {
     let own = rustix::process::geteuid().as_raw();
-    for folder in std::iter::once(root.to_owned()).chain(FOLDERS.map(|name| root.join(name))) {
+    for folder in std::iter::once(root.to_owned())
+        .chain(FOLDERS.iter().chain(&blobs::FOLDERS).map(|name| root.join(name)))
+    {
         let metadata = match fs::metadata(&folder) {
             Ok(metadata) => metadata,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -276,83 +314,32 @@ pub fn trusted(root: &Path) -> Result<(), CacheError> {
 
 /// The digest of a model: that of its one file, or that of the digests of its files, so that the same bytes cut
 /// elsewhere are another model.
-fn digest_of(digests: &[impl AsRef<[u8]>]) -> String {
+fn digest_of(digests: &[Digest]) -> Digest {
     match digests {
-        [only] => hex(only.as_ref()),
-        _ => hex(&digests.iter().fold(Sha256::new(), |hash, digest| hash.chain_update(digest)).finalize()),
+        [only] => *only,
+        _ => Digest::from_hash(
+            digests.iter().fold(Sha256::new(), |hash, digest| hash.chain_update(digest.bytes())),
+        ),
     }
 }
 
-/// What tells that a file is the one that was read before.
-#[derive(Serialize, Deserialize)]
-struct Seen {
-    path: PathBuf,
-    size: u64,
-    modified_s: i64,
-    modified_ns: i64,
-    device: u64,
-    inode: u64,
-}
-
-impl Seen {
-    fn of(path: &Path) -> Result<Seen, CacheError> {
-        let read = |source| CacheError::Read { path: path.to_owned(), source };
-        let path = path.canonicalize().map_err(read)?;
-        let metadata = fs::metadata(&path).map_err(read)?;
-        if !metadata.is_file() {
-            return Err(read(io::Error::other("it is not a file")));
-        }
-        Ok(Seen {
-            path,
-            size: metadata.len(),
-            modified_s: metadata.mtime(),
-            modified_ns: metadata.mtime_nsec(),
-            device: metadata.dev(),
-            inode: metadata.ino(),
-        })
+/// Makes `name` a name of the file `blob`, in place of what has it now.
+fn give_name(blob: &Path, name: &Path) -> io::Result<()> {
+    let file = |path: &Path| fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
+    let wanted = file(blob)?;
+    if file(name).is_ok_and(|there| there == wanted) {
+        return Ok(());
     }
-}
-
-fn fingerprint(seen: &[Seen]) -> String {
-    // Counts the ways in which digests were made.
-    const WAY: u8 = 2;
-    hex(&Sha256::digest(serde_json::to_vec(&(WAY, seen)).expect("paths and numbers are JSON")))
-}
-
-/// Copies a file next to its final place, hashing it on the way.
-fn copy(
-    path: &Path,
-    folder: &Path,
-    limit_bytes: u64,
-) -> Result<(tempfile::NamedTempFile, impl AsRef<[u8]> + use<>), CacheError> {
-    let read = |source| CacheError::Read { path: path.to_owned(), source };
-    let write = |source| CacheError::Write { path: folder.to_owned(), source };
-    let mut source = File::open(path).map_err(read)?;
-    let mut target = tempfile::NamedTempFile::new_in(folder).map_err(write)?;
-    let shared = rustix::fs::ioctl_ficlone(target.as_file(), &source).is_ok();
-    if shared {
-        // What was cloned is hashed, not what the author may be writing meanwhile.
-        source = target.reopen().map_err(write)?;
-    }
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    let mut size = 0;
-    loop {
-        let length = source.read(&mut buffer).map_err(read)?;
-        if length == 0 {
-            break;
-        }
-        size += length as u64;
-        if size > limit_bytes {
-            return Err(CacheError::TooLarge { path: path.to_owned(), limit_mib: limit_bytes >> 20 });
-        }
-        hash.update(&buffer[..length]);
-        if !shared {
-            target.write_all(&buffer[..length]).map_err(write)?;
-        }
-    }
-    target.as_file().sync_all().map_err(write)?;
-    Ok((target, hash.finalize()))
+    let folder = name.parent().unwrap_or(Path::new("."));
+    // File systems without links of either kind have a copy.
+    let make = |draft: &Path| {
+        fs::hard_link(blob, draft)
+            .or_else(|_| std::os::unix::fs::symlink(blob, draft))
+            .or_else(|_| fs::copy(blob, draft).and_then(|_| File::open(draft)?.sync_all()))
+    };
+    let draft = tempfile::Builder::new().prefix("link-").make_in(folder, make)?.into_temp_path();
+    fs::rename(&draft, name)
+    // Where another process was quicker, both are names of one file and nothing was renamed: the draft goes now.
 }
 
 /// Makes a folder that only this user may write, and those above it that are missing.

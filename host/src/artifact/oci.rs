@@ -42,6 +42,11 @@ impl Digest {
         Digest(hash.finalize().into())
     }
 
+    /// The 32 bytes alone.
+    pub fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     /// The 64 hex digits alone, as they stand in file names.
     pub fn hex(&self) -> String {
         self.0.iter().fold(String::with_capacity(64), |mut hex, byte| {

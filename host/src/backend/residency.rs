@@ -1,5 +1,6 @@
 //! Which graphs are in memory: loaded on first use, shared by digest, gone when idle or when room is needed.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -31,6 +32,8 @@ pub struct Model {
     pub batching: Option<Batching>,
     /// The most calls of the owner that wait for the graph, at least 1 and at least the rows of a batch.
     pub queue_length: usize,
+    /// Keeps its files on disk, as long as anybody may have it loaded.
+    pub kept: Arc<dyn Any + Send + Sync>,
 }
 
 impl std::fmt::Debug for Model {

@@ -88,7 +88,8 @@ impl Vetting {
     /// # Errors
     /// Where the model is refused, or no child could be started.
     pub async fn verdict(&self, backend: &Arc<dyn Backend>, file: &ModelFile) -> Result<Verdict, VetError> {
-        let path = self.verdicts.join(format!("{}.json", self.verdict_key(backend.as_ref(), file)));
+        let path =
+            self.verdicts.join(format!("{}-{}.json", file.digest, self.verdict_key(backend.as_ref(), file)));
         let verdict = match read(&path) {
             Some(verdict) => verdict,
             None => {

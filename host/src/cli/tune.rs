@@ -68,7 +68,8 @@ pub async fn run(args: &TuneArgs, config: Config, progress: &Progress) -> anyhow
     let (name, declared) = model(component, args.model.as_deref())?;
     let config = Arc::new(config);
     let program = std::env::current_exe().context("cannot find out which program this is")?;
-    let intake = host::intake(&config, program, Cache::open(&config.cache_dir()?)?);
+    let cache = Cache::bounded(&config.cache_dir()?, config.cache.max_bytes())?;
+    let intake = host::intake(&config, program, cache);
     let admitted = intake.admit(declared, &app.name).await?;
     progress.say("Measuring", format!("{name} on {}: {}", admitted.model.backend.name(), admitted.signature));
     let bench = Bench {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::document::{Table, Value};
 use super::{BACKENDS, Cache, Config, Engine, Inference, Limits, Listen, Log, LogFormat, TlsFiles};
-use super::{Models, PagemapScan, Required, Signatures, SigningKey, Vet};
+use super::{Models, PagemapScan, Registry, Required, Signatures, SigningKey, Vet};
 
 /// What a limit may be, here and in the app manifest.
 pub(crate) mod bounds {
@@ -34,7 +34,8 @@ const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 pub(super) fn read(root: &mut Table<'_>, dir: &Path) -> Config {
     Config {
         listen: root.table("listen", |t| listen(t, dir)).unwrap_or_default(),
-        cache: root.table("cache", |t| Cache { dir: path(t, "dir", dir) }).unwrap_or_default(),
+        cache: root.table("cache", |t| cache(t, dir)).unwrap_or_default(),
+        registry: root.table("registry", |t| registry(t, dir)).unwrap_or_default(),
         limits: root.table("limits", limits).unwrap_or_default(),
         models: root.table("models", models).unwrap_or_default(),
         inference: root.table("inference", |t| inference(t, dir)).unwrap_or_default(),
@@ -85,6 +86,39 @@ fn tls(t: &mut Table<'_>, dir: &Path) -> Option<TlsFiles> {
             None
         }
     }
+}
+
+fn cache(t: &mut Table<'_>, dir: &Path) -> Cache {
+    let mut cache = Cache { dir: path(t, "dir", dir), ..Cache::default() };
+    // Up to a pebibyte: sums of bytes must not overflow.
+    set(t, "max_mib", 0..=1 << 30, "MiB", &mut cache.max_mib);
+    cache
+}
+
+fn registry(t: &mut Table<'_>, dir: &Path) -> Registry {
+    let mut registry = Registry { ca: path(t, "ca", dir), ..Registry::default() };
+    if let Some(value) = t.value("insecure") {
+        registry.insecure = value.items().iter().filter_map(host).collect();
+    }
+    set(t, "max_artifact_mib", 1..=1 << 30, "MiB", &mut registry.max_artifact_mib);
+    set(t, "transfers", 1..=64, "", &mut registry.transfers);
+    set(t, "stall_ms", 100..=DAY_MS, "ms", &mut registry.stall_ms);
+    set(t, "retries", 0..=100, "", &mut registry.retries);
+    registry
+}
+
+/// A registry as references name it: a host, with a port where it has one.
+fn host(value: &Value<'_>) -> Option<String> {
+    let text = value.string()?;
+    let of_host = |c: char| c.is_ascii_alphanumeric() || "-.:[]".contains(c);
+    if text.is_empty() || !text.chars().all(of_host) {
+        value.refuse(&format!(
+            "`{}` cannot be `{text}`; give a registry's host and port such as `localhost:5000`",
+            value.path()
+        ));
+        return None;
+    }
+    Some(text.to_ascii_lowercase())
 }
 
 fn limits(t: &mut Table<'_>) -> Limits {
@@ -328,6 +362,8 @@ concurrency = -1
 backends = ["tract", "onnx-runtime", "tract"]
 [inference.openvino]
 libary = "x"
+[registry]
+insecure = ["http://localhost:5000"]
 [engine]
 pagemap_scan = "on"
 [log]
@@ -344,8 +380,12 @@ access = "yes""#;
             (11, "`inference.backends` cannot be `onnx-runtime`; did you mean `onnxruntime`?"),
             (11, "`inference.backends` lists `tract` twice; remove one"),
             (13, "unknown key `libary` in `inference.openvino`; did you mean `library`?"),
-            (15, "`engine.pagemap_scan` cannot be `on`; it may be `auto`, `off`"),
-            (17, "`log.access` must be true or false, not this string"),
+            (
+                15,
+                "`registry.insecure[0]` cannot be `http://localhost:5000`; give a registry's host and port such as `localhost:5000`",
+            ),
+            (17, "`engine.pagemap_scan` cannot be `on`; it may be `auto`, `off`"),
+            (19, "`log.access` must be true or false, not this string"),
         ];
         let found: Vec<_> = errors.errors.iter().map(|error| (error.line, error.message.as_str())).collect();
         assert_eq!(found, expected);
@@ -372,6 +412,10 @@ access = "yes""#;
             c.inference.openvino_library = Some("/o.so".into());
         });
         check("log.format = \"json\"", &|c| c.log.format = LogFormat::Json);
+        check("registry.insecure = [\"Localhost:5000\"]", &|c| {
+            c.registry.insecure = vec!["localhost:5000".into()];
+        });
+        check("registry.ca = \"ca.pem\"", &|c| c.registry.ca = Some("/etc/tenon/ca.pem".into()));
         check("limits.queue_length = 0", &|c| c.limits.queue_length = 0);
     }
 

@@ -160,7 +160,8 @@ impl Intake {
         let cost_bytes = verdict.total_bytes(file.concurrency);
         let queue_length = wishes.queue_length.unwrap_or(self.config.inference.queue_length);
         let (owner, batching) = (owner.into(), wishes.batching);
-        let model = Model { file, backend, idle_timeout, cost_bytes, owner, batching, queue_length };
+        let kept = Arc::new(stored.hold);
+        let model = Model { file, backend, idle_timeout, cost_bytes, owner, batching, queue_length, kept };
         Ok(Admitted { model, signature: verdict.signature })
     }
 

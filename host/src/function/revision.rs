@@ -1,5 +1,6 @@
 //! One deployed version of a function: it never changes.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use crate::backend::batch::Batching;
@@ -20,6 +21,8 @@ pub struct Revision {
     pub models: Vec<ModelSummary>,
     /// The folder of its files, for as long as anything of the revision runs.
     pub files: Option<tempfile::TempDir>,
+    /// Keeps its code on disk, for the next host that serves it. Its models are kept by what loads them.
+    pub kept: Arc<dyn Any + Send + Sync>,
 }
 
 /// A granted model in a few words.
