@@ -21,8 +21,10 @@ pub mod doctor;
 pub mod key;
 pub mod new;
 pub mod progress;
+pub mod sign;
 pub mod tune;
 pub mod up;
+pub mod verify;
 pub mod watch;
 
 /// A serverless host for machine-learning model functions in WebAssembly.
@@ -51,6 +53,8 @@ enum Command {
     Backend(backend::BackendArgs),
     Diff(diff::DiffArgs),
     Key(key::KeyArgs),
+    Sign(sign::SignArgs),
+    Verify(verify::VerifyArgs),
     /// Tells what is wrong with a setup, and the command that mends it.
     Doctor(doctor::DoctorArgs),
     /// Tries a model out; the host starts this by itself.
@@ -87,6 +91,8 @@ fn serve_or_prepare(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::New(args) => new::run(&args, &progress),
         Command::Build(args) => runtime()?.block_on(build::run(&args, &progress)),
+        Command::Sign(args) => runtime()?.block_on(sign::run(&args, &config, &progress)),
+        Command::Verify(args) => runtime()?.block_on(verify::run(&args, &config, &progress)),
         Command::Key(args) => key::run(&args, &progress),
         Command::Conformance(args) => conformance::run(&args, &progress),
         Command::Tune(args) => runtime()?.block_on(tune::run(&args, config, &progress)),

@@ -1,6 +1,6 @@
 //! Signatures of artifacts, as `cosign` makes them with a pair of keys: what is signed, by whom, and who is trusted.
 //!
-//! Everything here is pure: `image` says how signatures lie in a registry, `policy` who must have signed what.
+//! `image` says how signatures lie in a registry, `policy` who must have signed what, `transfer` moves them.
 
 pub mod image;
 pub mod keys;
@@ -8,6 +8,7 @@ mod pem;
 pub mod policy;
 #[cfg(test)]
 mod tests;
+pub mod transfer;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;

@@ -74,6 +74,12 @@ impl Policy {
         })
     }
 
+    /// The policy that one of these keys signed whatever comes from a registry.
+    pub fn trusting(keys: Vec<TrustedKey>) -> Policy {
+        let scoped = |key| Scoped { key, repositories: vec!["*".to_owned()] };
+        Policy { keys: keys.into_iter().map(scoped).collect(), all: true, ..Policy::default() }
+    }
+
     /// What an artifact from this repository needs, such as `registry.example/team/app`. What a key is for must be
     /// signed; where nothing is said, `signatures.required` decides.
     ///
