@@ -10,7 +10,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{FlockOperation, RenameFlags, flock};
+use rustix::fs::{FlockOperation, RenameFlags};
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
@@ -283,13 +283,10 @@ impl Blobs {
         BlobError::Write { path: self.store.root.clone(), source }
     }
 
-    /// A file to write a blob into. Its lock tells that somebody is at it.
+    /// A file to write a blob into. What a process that died left of one is removed when it is old.
     fn draft(&self) -> Result<Draft, BlobError> {
-        let draft = tempfile::Builder::new().prefix(DRAFT).tempfile_in(self.partial());
-        let draft = draft.map_err(|source| self.unwritable(source))?;
-        let locked = flock(draft.as_file(), FlockOperation::NonBlockingLockExclusive);
-        locked.map_err(|error| self.unwritable(error.into()))?;
-        Ok(draft)
+        let draft = tempfile::Builder::new().prefix("put-").tempfile_in(self.partial());
+        draft.map_err(|source| self.unwritable(source))
     }
 
     fn publish(&self, draft: Draft, digest: &Digest) -> Result<PathBuf, BlobError> {
@@ -302,9 +299,6 @@ impl Blobs {
 }
 
 type Draft = tempfile::NamedTempFile;
-
-/// How the names of files begin that are being written, or were when a process died.
-pub(super) const DRAFT: &str = "put-";
 
 /// Where it is noted in the cache at `root` which files were read before.
 pub(super) fn seen_folder(root: &Path) -> PathBuf {

@@ -351,6 +351,12 @@ pub fn make_private(folder: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
+/// As [`Cache::evict`], for tests that have blobs alone.
+#[cfg(test)]
+pub(super) fn eviction_for_tests(blobs: &Blobs, goal: Goal) -> Evicted {
+    eviction::evict(&blobs.store, goal, false).expect("the cache can be read")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -381,6 +387,34 @@ mod tests {
         assert_eq!(cache.store_bytes(&["model", "weights"], 100).unwrap(), stored);
         assert_ne!(cache.store_bytes(&["mode", "lweights"], 100).unwrap().digest, stored.digest);
         assert_eq!(fs::read_to_string(&stored.path).unwrap(), "model");
+    }
+
+    #[test]
+    fn a_model_is_kept_once_whichever_way_it_came() {
+        let root = tempfile::tempdir().unwrap();
+        let cache = Cache::open(&root.path().join("cache")).unwrap();
+        let inode = |path: &Path| fs::metadata(path).unwrap().ino();
+        let blobs = cache.blobs();
+        let [model, weights] =
+            ["model", "weights"].map(|text| blobs.path(&blobs.put(text.as_bytes()).unwrap()));
+        // As of a pulled artifact: the paths are those of blobs.
+        let stored = cache.store_model(&model, Some(&weights), 100).unwrap();
+        assert_eq!(
+            [&stored.path, stored.weights.as_ref().unwrap()].map(|path| inode(path)),
+            [&model, &weights].map(|path| inode(path))
+        );
+        let alone = cache.store_model(&model, None, 100).unwrap();
+        assert_eq!((inode(&alone.path), alone.digest), (inode(&model), Digest::of(b"model").hex()));
+        assert_eq!(fs::read_dir(cache.models()).unwrap().count(), 3);
+        assert_eq!(fs::read_dir(cache.root.join("blobs/sha256")).unwrap().count(), 2);
+        // A copy that an earlier version made is replaced, and so is what became of a name by accident.
+        for other in ["model", "other"] {
+            fs::remove_file(&alone.path).unwrap();
+            fs::write(&alone.path, other).unwrap();
+            let stored = cache.store_bytes(&["model"], 100).unwrap();
+            assert_eq!(inode(&stored.path), inode(&model));
+        }
+        assert_eq!(fs::read_dir(cache.models()).unwrap().count(), 3);
     }
 
     #[test]

@@ -24,7 +24,9 @@ use std::time::Duration;
 use crate::config::document::{self, Table, advice};
 use crate::config::{DocumentError, DocumentErrors};
 
+pub(crate) use files::mounts_below;
 pub use files::{FileMount, Files};
+pub(crate) use names::component_id;
 
 /// What is wrong with an app manifest: every mistake, each with its line.
 pub type ManifestErrors = DocumentErrors;
@@ -204,6 +206,8 @@ pub struct Model {
     pub weights: Option<PathBuf>,
     /// Where the model is in a registry, with a digest: `registry/repository:tag@sha256:...`.
     pub reference: Option<String>,
+    /// What its author called the file, where `path` is a blob.
+    pub file_name: Option<String>,
     pub encoding: Encoding,
     pub target: ExecutionTarget,
     /// One of [`crate::config::BACKENDS`]; `None` leaves the choice to the operator's preference.
@@ -232,7 +236,7 @@ pub struct Batching {
 }
 
 /// The format of a model file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Encoding {
     Onnx,
     /// OpenVINO IR: an `.xml` file and its `.bin`.
@@ -297,7 +301,27 @@ impl Manifest {
         // Errors name the file as the caller does; what the manifest names must not depend on
         // the working directory.
         let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-        document::walk(path, text, |root| read(root, absolute, options))
+        document::walk(path, text, |root| read(root, absolute, options, true))
+    }
+
+    /// Reads the `text` of a manifest that no person has written, for the app that people know as `name`. No message
+    /// and nothing in the manifest speaks of lines, and paths in it begin at `/`.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it, at once.
+    pub(crate) fn of_text(text: &str, name: &str, options: &Options<'_>) -> Result<Self, ManifestErrors> {
+        let read = |root: &mut Table<'_>| read(root, PathBuf::from("/").join(FILE_NAME), options, false);
+        let mut manifest = document::walk(Path::new(name), text, read).map_err(|mut errors| {
+            errors.errors.iter_mut().for_each(|error| error.line = 0);
+            errors
+        })?;
+        manifest.path = PathBuf::from(name);
+        manifest.dir = std::path::absolute(".").unwrap_or_else(|_| PathBuf::from("/"));
+        for component in &mut manifest.components {
+            component.line = 0;
+            component.models.values_mut().for_each(|model| model.line = 0);
+        }
+        Ok(manifest)
     }
 
     /// The name of a component's function: `<app>/<component>`.
@@ -316,7 +340,7 @@ struct Reading<'a> {
     warnings: Vec<String>,
 }
 
-fn read(root: &mut Table<'_>, path: PathBuf, options: &Options<'_>) -> Manifest {
+fn read(root: &mut Table<'_>, path: PathBuf, options: &Options<'_>, has_lines: bool) -> Manifest {
     let dir = path.parent().unwrap_or(Path::new("/")).to_owned();
     let mut manifest = Manifest {
         path,
@@ -345,7 +369,7 @@ fn read(root: &mut Table<'_>, path: PathBuf, options: &Options<'_>) -> Manifest 
     check_profile(root, &reading);
     manifest.variables = reading.variables.into_declared();
     manifest.warnings = reading.warnings;
-    normal::complete(&mut manifest, drafts);
+    normal::complete(&mut manifest, drafts, has_lines);
     manifest
 }
 

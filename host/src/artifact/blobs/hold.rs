@@ -192,7 +192,8 @@ impl Drop for Table {
 /// Makes a list, locked. The caller has the lock beside it, so nobody takes the list for one that was left.
 fn list(folder: &Path) -> io::Result<(PathBuf, File)> {
     let (file, path) = tempfile::Builder::new().prefix("by-").tempfile_in(folder)?.keep()?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+    // Whoever only looks tries the lock of each list, for a moment.
+    wait(&file, FlockOperation::NonBlockingLockExclusive)?;
     Ok((path, file))
 }
 
@@ -209,16 +210,21 @@ pub(in crate::artifact) fn turn(folder: &Path, operation: FlockOperation) -> Res
         _ => FlockOperation::NonBlockingLockExclusive,
     };
     let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(write)?;
+    match wait(&file, operation) {
+        Ok(()) => Ok(file),
+        Err(Errno::WOULDBLOCK) => {
+            Err(BlobError::Locked { path: folder.to_owned(), waited_s: PATIENCE.as_secs() })
+        }
+        Err(error) => Err(write(error.into())),
+    }
+}
+
+fn wait(file: &File, operation: FlockOperation) -> Result<(), Errno> {
     let started = Instant::now();
     loop {
-        match flock(&file, operation) {
-            Ok(()) => return Ok(file),
+        match flock(file, operation) {
             Err(Errno::WOULDBLOCK | Errno::INTR) if started.elapsed() < PATIENCE => std::thread::sleep(POLL),
-            Err(Errno::WOULDBLOCK) => {
-                let waited_s = started.elapsed().as_secs();
-                return Err(BlobError::Locked { path: folder.to_owned(), waited_s });
-            }
-            Err(error) => return Err(write(error.into())),
+            locked => return locked,
         }
     }
 }

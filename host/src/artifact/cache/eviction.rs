@@ -55,6 +55,7 @@ pub(super) struct Plan {
     pub(super) bytes: u64,
 }
 
+/// What goes at once.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum Unit {
     Reference(usize),
@@ -239,3 +240,6 @@ fn tidy(store: &Store, inventory: &Inventory, held: &BTreeSet<crate::artifact::o
         notes.iter().take(excess).for_each(|(_, path)| drop(fs::remove_file(path)));
     }
 }
+
+#[cfg(test)]
+mod tests;

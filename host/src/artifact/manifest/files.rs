@@ -93,6 +93,59 @@ impl Files {
     }
 }
 
+impl Component {
+    /// Those of `names`, which are paths of files, that are this component's samples.
+    ///
+    /// # Errors
+    /// Where one of its patterns matches none, or they are too many.
+    pub(crate) fn chosen_samples<'n>(
+        &self,
+        names: impl Iterator<Item = &'n str> + Clone,
+    ) -> Result<Vec<&'n str>, ManifestErrors> {
+        let refuse = |message: String| {
+            let path = PathBuf::from(format!("component `{}`", self.id));
+            ManifestErrors { path, errors: vec![ManifestError { line: 0, message }] }
+        };
+        let mut chosen = Vec::new();
+        for entry in &self.samples {
+            let source = entry.source.trim_start_matches("./").trim_end_matches('/');
+            let matcher = matcher(source, true).map_err(refuse)?;
+            let is_below = |name: &str| name.strip_prefix(source).is_some_and(|rest| rest.starts_with('/'));
+            let is_meant = |name: &&str| *name == source || is_below(name) || matcher.is_match(name);
+            let before = chosen.len();
+            chosen.extend(names.clone().filter(is_meant));
+            if chosen.len() == before {
+                return Err(refuse(format!("none of its files is a sample `{}`", entry.source)));
+            }
+        }
+        match chosen.len() > MAX_SAMPLES {
+            true => Err(refuse(format!("it has more than {MAX_SAMPLES} samples"))),
+            false => Ok(chosen),
+        }
+    }
+}
+
+/// The files to mount for `source`, a file or a folder, which the guest is to find at `path`.
+///
+/// # Errors
+/// What cannot be read, or leads out of the folder.
+pub(crate) fn mounts_below(source: &Path, path: &str) -> Result<Vec<FileMount>, String> {
+    check_destination(path)?;
+    let real = source.canonicalize().map_err(|error| error.to_string())?;
+    let mut expansion = Expansion::new(&real);
+    if real.is_dir() {
+        let entry = FilesEntry { source: String::new(), destination: Some(path.to_owned()), line: 0 };
+        expansion.add(&entry, &[]);
+    } else {
+        expansion.mount(path, real.clone());
+    }
+    if let Some((_, problem)) = expansion.problems.into_iter().next() {
+        return Err(problem);
+    }
+    let mounts = expansion.mounts.into_iter();
+    Ok(mounts.map(|(destination, source)| FileMount { source, destination }).collect())
+}
+
 fn check_existence(component: &Component, errors: &mut Vec<ManifestError>) {
     let mut check = |line: usize, what: &str, path: &Path, hint: &str| {
         if !path.is_file() {

@@ -58,6 +58,7 @@ fn component(path: &Path) -> Result<Component, String> {
         weights: (encoding == Encoding::Openvino).then(|| path.with_extension("bin")),
         path,
         reference: None,
+        file_name: None,
         encoding,
         target: ExecutionTarget::Cpu,
         backend: None,

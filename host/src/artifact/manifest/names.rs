@@ -16,6 +16,17 @@ pub(super) fn is_component(name: &str) -> bool {
     is_words(name, '-')
 }
 
+/// An id for a component that is a file called `title`.
+pub(crate) fn component_id(title: &str) -> String {
+    let file = title.rsplit('/').next().unwrap_or(title);
+    let stem = file.split_once('.').map_or(file, |(stem, _)| stem);
+    let letters = stem.chars().take(64).map(|c| c.to_ascii_lowercase());
+    let words: String = letters.map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    let words: Vec<_> = words.split('-').filter(|word| !word.is_empty()).collect();
+    let id = words.join("-");
+    if is_component(&id) { id } else { "component".to_owned() }
+}
+
 /// Whether `name` may be a variable's: Spin's snake id in lower case.
 pub(super) fn is_variable(name: &str) -> bool {
     is_words(name, '_') && !name.contains(|c: char| c.is_ascii_uppercase())
@@ -42,6 +53,18 @@ fn is_words(name: &str, separator: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_gives_a_component_its_id() {
+        let check = |title: &str, expected: &str| assert_eq!(component_id(title), expected, "{title}");
+        check("hello.wasm", "hello");
+        check("a/b/My_Component.v2.wasm", "my-component");
+        check("../../etc/passwd", "passwd");
+        check("1.wasm", "component");
+        check("..", "component");
+        check("", "component");
+        check(&"x".repeat(1000), &"x".repeat(64));
+    }
 
     #[test]
     fn names() {

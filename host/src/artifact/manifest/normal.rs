@@ -8,9 +8,15 @@ use super::triggers::{Draft, DraftTarget};
 use super::{Manifest, Target, Trigger, names};
 
 /// Completes `manifest` with its triggers and their inline components.
-pub(super) fn complete(manifest: &mut Manifest, drafts: Vec<Draft<'_>>) {
-    let ids = trigger_ids(&drafts);
-    refuse_same_routes(&drafts, &ids);
+///
+/// Messages name lines where the manifest `has_lines` that a person knows.
+pub(super) fn complete(manifest: &mut Manifest, drafts: Vec<Draft<'_>>, has_lines: bool) {
+    let of_line = |draft: &Draft<'_>| match has_lines {
+        true => format!(" of line {}", draft.at.line()),
+        false => String::new(),
+    };
+    let ids = trigger_ids(&drafts, &of_line);
+    refuse_same_routes(&drafts, &ids, &of_line);
     let mut components: BTreeSet<_> = manifest.components.iter().map(|c| c.id.clone()).collect();
     for (draft, id) in drafts.into_iter().zip(ids) {
         let target = match draft.target {
@@ -33,7 +39,7 @@ pub(super) fn complete(manifest: &mut Manifest, drafts: Vec<Draft<'_>>) {
         let route = draft.route.map(|route| route.text);
         manifest.triggers.push(Trigger { id, kind: draft.kind, route, target });
     }
-    warn_of_unused(manifest);
+    warn_of_unused(manifest, has_lines);
 }
 
 fn missing_component(id: &str, manifest: &Manifest) -> String {
@@ -44,13 +50,17 @@ fn missing_component(id: &str, manifest: &Manifest) -> String {
     }
 }
 
+/// Where a draft stands, after its name.
+type OfLine<'l> = dyn Fn(&Draft<'_>) -> String + 'l;
+
 /// The id of each trigger: its own, else `<component>-<type>-trigger`, else `<type>-trigger<number>`.
-fn trigger_ids(drafts: &[Draft<'_>]) -> Vec<String> {
-    let mut lines: BTreeMap<&str, usize> = BTreeMap::new();
+fn trigger_ids(drafts: &[Draft<'_>], of_line: &OfLine<'_>) -> Vec<String> {
+    let mut lines: BTreeMap<&str, String> = BTreeMap::new();
     for draft in drafts {
         let Some(id) = &draft.id else { continue };
-        if let Some(line) = lines.insert(id, draft.at.line()) {
-            let message = format!("the trigger of line {line} has the id `{id}` too; choose another");
+        if let Some(line) = lines.insert(id, of_line(draft)) {
+            let other = if line.is_empty() { "another trigger" } else { "the trigger" };
+            let message = format!("{other}{line} has the id `{id}` too; choose another");
             draft.at.refuse(&message);
         }
     }
@@ -83,14 +93,14 @@ fn inline_id(trigger_id: &str, components: &BTreeSet<String>) -> String {
     natural.filter(free).or_else(|| numbered.find(free)).expect("numbers do not run out")
 }
 
-fn refuse_same_routes(drafts: &[Draft<'_>], ids: &[String]) {
-    let mut routes: BTreeMap<&str, (&str, usize)> = BTreeMap::new();
+fn refuse_same_routes(drafts: &[Draft<'_>], ids: &[String], of_line: &OfLine<'_>) {
+    let mut routes: BTreeMap<&str, (&str, String)> = BTreeMap::new();
     for (draft, id) in drafts.iter().zip(ids) {
         let Some(route) = &draft.route else { continue };
-        let line = draft.at.line();
-        if let Some((other, other_line)) = routes.insert(&route.pattern, (id, line)) {
+        let other = routes.insert(&route.pattern, (id, of_line(draft)));
+        if let Some((other, other_line)) = other {
             draft.at.refuse(&format!(
-                "trigger `{id}` has the route `{}`, which trigger `{other}` of line {other_line} has too; change \
+                "trigger `{id}` has the route `{}`, which trigger `{other}`{other_line} has too; change \
                  one of them",
                 route.text
             ));
@@ -98,7 +108,7 @@ fn refuse_same_routes(drafts: &[Draft<'_>], ids: &[String]) {
     }
 }
 
-fn warn_of_unused(manifest: &mut Manifest) {
+fn warn_of_unused(manifest: &mut Manifest, has_lines: bool) {
     let is_used = |id: &str| {
         let targets = manifest.triggers.iter().map(|trigger| &trigger.target);
         targets.into_iter().any(|target| matches!(target, Target::Component(used) if used == id))
@@ -107,7 +117,13 @@ fn warn_of_unused(manifest: &mut Manifest) {
     let has_code = |component: &&super::Component| component.source != super::Source::Model;
     let unused = manifest.components.iter().filter(has_code).filter(|component| !is_used(&component.id));
     let warnings: Vec<_> = unused
-        .map(|component| format!("line {}: no trigger uses the component `{}`: only a typed function can be called without one", component.line, component.id))
+        .map(|component| {
+            let line = if has_lines { format!("line {}: ", component.line) } else { String::new() };
+            format!(
+                "{line}no trigger uses the component `{}`: only a typed function can be called without one",
+                component.id
+            )
+        })
         .collect();
     manifest.warnings.extend(warnings);
 }

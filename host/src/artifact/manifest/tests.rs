@@ -151,6 +151,7 @@ fn models_are_read() {
         path: "/app/digits.onnx".into(),
         weights: None,
         reference: None,
+        file_name: None,
         encoding: Encoding::Onnx,
         target: ExecutionTarget::Cpu,
         backend: Some("tract".to_owned()),

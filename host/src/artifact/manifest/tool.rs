@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::artifact::oci::Digest;
-use crate::config::document::{Table, Value, advice};
+use crate::config::document::{self, Table, Value, advice};
 use crate::config::{BACKENDS, bounds};
 
 use super::{
-    Batching, Component, Encoding, ExecutionTarget, FilesEntry, Limits, Model, Precision, Reading, files,
-    names,
+    Batching, Component, Encoding, ExecutionTarget, FilesEntry, Limits, ManifestErrors, Model, Precision,
+    Reading, files, names,
 };
 
 const OURS: &str = "tenon";
@@ -40,6 +40,22 @@ pub(super) fn settings(value: &Value<'_>, component: &mut Component, dir: &Path)
     }
     component.has_settings = true;
     value.table(|t| tenon(t, component, dir));
+}
+
+impl Component {
+    /// Reads the `text` of a file of settings, `shown` in messages. Paths in them begin at `/`.
+    ///
+    /// # Errors
+    /// Everything that is wrong with them, at once.
+    pub(crate) fn read_settings(&mut self, text: &str, shown: &str) -> Result<(), ManifestErrors> {
+        let had_settings = std::mem::replace(&mut self.has_settings, true);
+        document::walk(Path::new(shown), text, |t| {
+            if had_settings {
+                t.refuse_file("the component's trigger has `settings` too; keep them in one place");
+            }
+            tenon(t, self, Path::new("/"));
+        })
+    }
 }
 
 fn tenon(t: &mut Table<'_>, component: &mut Component, dir: &Path) {
@@ -133,6 +149,7 @@ fn model(t: &mut Table<'_>, line: usize, dir: &Path) -> Option<Model> {
         path,
         weights,
         reference,
+        file_name: None,
         encoding,
         target,
         backend,
