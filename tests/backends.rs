@@ -253,7 +253,8 @@ pub(crate) async fn deploy(host: &TestHost, manifest: &str) -> Result<(), String
     let options =
         Options { profile: None, variables: &variables, environment: &|_| None, values_required: true };
     let manifest = Manifest::load(&path, &options).map_err(|error| error.to_string())?;
-    host.host.deployer.deploy(&manifest, &|_| {}).await.map_err(|error| error.to_string())
+    let files = manifest.files().map_err(|error| error.to_string())?;
+    host.host.deployer.deploy(&manifest, &files, &|_| {}).await.map_err(|error| error.to_string())
 }
 
 async fn add_works(host: &TestHost, context: &str) {

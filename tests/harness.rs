@@ -258,7 +258,8 @@ impl TestHost {
     /// Deploys the app's manifest once more, as it is now.
     pub(crate) async fn redeploy(&self) -> Result<(), String> {
         let manifest = load(&self.folder.path().join(FILE_NAME), &BTreeMap::new())?;
-        self.host.deployer.deploy(&manifest, &|_| {}).await.map_err(|error| error.to_string())
+        let files = manifest.files().map_err(|error| error.to_string())?;
+        self.host.deployer.deploy(&manifest, &files, &|_| {}).await.map_err(|error| error.to_string())
     }
 
     /// Drains the host; answers whether all of it ended in time.
@@ -334,7 +335,8 @@ impl Setup {
         let manifest = load(&path, &self.variables)?;
         let around = Surroundings { program: PROGRAM.into(), logs: folder.path().join("logs") };
         let host = Host::start(self.config, around).await.map_err(|error| error.to_string())?;
-        host.deployer.deploy(&manifest, &|_| {}).await.map_err(|error| error.to_string())?;
+        let files = manifest.files().map_err(|error| error.to_string())?;
+        host.deployer.deploy(&manifest, &files, &|_| {}).await.map_err(|error| error.to_string())?;
         Ok(TestHost { host, folder })
     }
 }

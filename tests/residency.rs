@@ -209,6 +209,8 @@ async fn hold(host: &TestHost, file: &str) -> Lease {
     let declared = Declared {
         path: host.folder.path().join(file),
         weights: None,
+        reference: None,
+        file_name: None,
         encoding: Encoding::Onnx,
         target: ExecutionTarget::Cpu,
         backend: None,

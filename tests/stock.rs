@@ -152,6 +152,8 @@ async fn admitted(host: &TestHost, path: &str) -> Model {
     let declared = Declared {
         path: path.into(),
         weights: None,
+        reference: None,
+        file_name: None,
         encoding: Encoding::Onnx,
         target: ExecutionTarget::Cpu,
         backend: None,

@@ -7,7 +7,7 @@ use crate::harness::repository;
 
 /// Which top-level modules of the host each one may use, from ARCHITECTURE.md. Two stand for the whole: `host` puts
 /// everything together, and `cli` is at the top.
-const MAY_USE: [(&str, &[&str]); 13] = [
+const MAY_USE: [(&str, &[&str]); 14] = [
     (
         "cli",
         &[
@@ -18,6 +18,7 @@ const MAY_USE: [(&str, &[&str]); 13] = [
             "function",
             "host",
             "instance",
+            "samples",
             "serve",
             "telemetry",
             "tensor",
@@ -27,6 +28,7 @@ const MAY_USE: [(&str, &[&str]); 13] = [
         "host",
         &["admin", "artifact", "backend", "config", "deploy", "function", "instance", "serve", "telemetry"],
     ),
+    ("samples", &["artifact", "backend", "function", "instance", "nn", "serve", "tensor"]),
     ("serve", &["backend", "config", "function", "instance", "nn", "telemetry", "tensor"]),
     ("admin", &["config", "deploy", "function", "serve", "telemetry"]),
     ("deploy", &["artifact", "backend", "config", "function", "instance", "nn", "telemetry"]),

@@ -55,6 +55,7 @@ fn component() -> anyhow::Result<()> {
         table_elements: 20_000,
         keep_resident_bytes: 4 << 20,
         pagemap_scan: true,
+        fuel: false,
     };
     let engines = Engines::new(limits).map_err(|error| anyhow::anyhow!("{error}"))?;
     let cache = tempfile::tempdir()?;

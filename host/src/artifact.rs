@@ -12,6 +12,7 @@ pub mod oci;
 pub mod package;
 pub mod reference;
 pub mod registry;
+pub mod sample;
 pub mod settings;
 pub mod signature;
 pub mod unpack;

@@ -13,8 +13,11 @@ use crate::host;
 use crate::instance::engine::resets_by_pagemap;
 use progress::Progress;
 
+pub mod app;
 pub mod backend;
 pub mod build;
+pub mod cache;
+pub mod check;
 pub mod conformance;
 pub mod diff;
 pub mod doctor;
@@ -45,6 +48,8 @@ enum Command {
     Build(build::BuildArgs),
     /// Serves the app of a spin.toml, or model files as they are.
     Up(up::UpArgs),
+    /// Runs golden samples on any backend, and shows what functions cost.
+    Check(check::CheckArgs),
     /// Checks any server of the Open Inference Protocol, point by point.
     Conformance(conformance::ConformanceArgs),
     /// Measures batch sizes, delays and threads for a model, and recommends settings.
@@ -55,6 +60,7 @@ enum Command {
     Key(key::KeyArgs),
     Sign(sign::SignArgs),
     Verify(verify::VerifyArgs),
+    Cache(cache::CacheArgs),
     /// Tells what is wrong with a setup, and the command that mends it.
     Doctor(doctor::DoctorArgs),
     /// Tries a model out; the host starts this by itself.
@@ -84,7 +90,8 @@ fn serve_or_prepare(cli: Cli) -> anyhow::Result<()> {
     let config = Config::load(cli.config.as_deref())?;
     let json = config.log.format == config::LogFormat::Json;
     // Loads and evictions are the host's news, not a measurement's.
-    let usual = if matches!(cli.command, Command::Tune(_)) { "warn" } else { "warn,tenon=info" };
+    let usual =
+        if matches!(cli.command, Command::Tune(_) | Command::Check(_)) { "warn" } else { "warn,tenon=info" };
     let filter = config::log_filter().unwrap_or_else(|| usual.to_owned());
     crate::telemetry::start_log(json, &filter);
     let progress = Progress::stderr(config::no_color());
@@ -94,8 +101,10 @@ fn serve_or_prepare(cli: Cli) -> anyhow::Result<()> {
         Command::Sign(args) => runtime()?.block_on(sign::run(&args, &config, &progress)),
         Command::Verify(args) => runtime()?.block_on(verify::run(&args, &config, &progress)),
         Command::Key(args) => key::run(&args, &progress),
+        Command::Check(args) => runtime()?.block_on(check::run(&args, config, &progress)),
         Command::Conformance(args) => conformance::run(&args, &progress),
         Command::Tune(args) => runtime()?.block_on(tune::run(&args, config, &progress)),
+        Command::Cache(args) => cache::run(&args, &config, &progress),
         Command::Up(args) => runtime()?.block_on(up::run(args, config, &progress)),
         Command::Backend(args) => {
             let libraries = trusted_libraries(&config)?;

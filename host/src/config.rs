@@ -453,7 +453,8 @@ mod tests {
     #[test]
     fn credentials_are_where_other_tools_keep_them() {
         let check = |set: &[(&str, &str)], expected: [&str; 5]| {
-            let value = |name: &str| set.iter().find(|(known, _)| *known == name).map(|(_, path)| path.into());
+            let value =
+                |name: &str| set.iter().find(|(known, _)| *known == name).map(|(_, path)| path.into());
             let files = CredentialFiles::given(value);
             let mut podman = files.podman.into_iter().map(Some).collect::<Vec<_>>();
             podman.resize(2, None);
@@ -461,10 +462,28 @@ mod tests {
             assert_eq!(found.map(Option::unwrap_or_default), expected.map(PathBuf::from), "{set:?}");
         };
         check(&[], ["", "", "", "", ""]);
-        let at_home = ["", "/h/.docker/config.json", "/h/.config/containers/auth.json", "", "/h/.config/fermyon/registry-auth.json"];
+        let at_home = [
+            "",
+            "/h/.docker/config.json",
+            "/h/.config/containers/auth.json",
+            "",
+            "/h/.config/fermyon/registry-auth.json",
+        ];
         check(&[("HOME", "/h")], at_home);
-        let all = [("HOME", "/h"), ("REGISTRY_AUTH_FILE", "/a"), ("DOCKER_CONFIG", "/d"), ("XDG_RUNTIME_DIR", "/r"), ("XDG_CONFIG_HOME", "/c")];
-        let places = ["/a", "/d/config.json", "/r/containers/auth.json", "/c/containers/auth.json", "/c/fermyon/registry-auth.json"];
+        let all = [
+            ("HOME", "/h"),
+            ("REGISTRY_AUTH_FILE", "/a"),
+            ("DOCKER_CONFIG", "/d"),
+            ("XDG_RUNTIME_DIR", "/r"),
+            ("XDG_CONFIG_HOME", "/c"),
+        ];
+        let places = [
+            "/a",
+            "/d/config.json",
+            "/r/containers/auth.json",
+            "/c/containers/auth.json",
+            "/c/fermyon/registry-auth.json",
+        ];
         check(&all, places);
     }
 

@@ -108,6 +108,16 @@ pub struct Step {
     pub took: Duration,
 }
 
+/// A compiled component.
+struct Code {
+    compiled: crate::instance::compile::Compiled,
+    digest: String,
+    /// Bytes of the component.
+    bytes: u64,
+    /// Keeps it and its native code in the cache.
+    hold: Hold,
+}
+
 /// The limits of one function, in the units of its revision.
 struct Limits {
     memory_bytes: usize,
@@ -126,13 +136,17 @@ impl Deployer {
     ///
     /// # Errors
     /// Everything that is wrong with it, at once.
-    pub async fn deploy(&self, app: &Manifest, report: &(dyn Fn(Step) + Sync)) -> Result<(), AppError> {
-        let files = app.files()?;
+    pub async fn deploy(
+        &self,
+        app: &Manifest,
+        files: &Files,
+        report: &(dyn Fn(Step) + Sync),
+    ) -> Result<(), AppError> {
         let mut functions = Vec::new();
         let mut errors = Vec::new();
         for component in &app.components {
             let name = app.function(component);
-            match self.function(app, component, &files, report).await {
+            match self.function(app, component, files, report).await {
                 Ok(function) if same_model_name(&functions, &function) => {
                     errors.push((name, DeployError::SameModelName(function.model)));
                 }
@@ -179,12 +193,9 @@ impl Deployer {
         report: &(dyn Fn(Step) + Sync),
     ) -> Result<Revision, DeployError> {
         let name = &app.function(component);
-        let (code, kept) = match component.source {
-            Source::Model => (None, None),
-            Source::Path(_) | Source::Url { .. } => {
-                let (compiled, digest, hold) = self.code(name, component, report).await?;
-                (Some((compiled, digest)), Some(hold))
-            }
+        let code = match component.source {
+            Source::Model => None,
+            Source::Path(_) | Source::Url { .. } => Some(self.code(name, component, report).await?),
         };
         let (granted, models) = self.models(app, component, report).await?;
         let files = self.mount(component, files)?;
@@ -204,11 +215,12 @@ impl Deployer {
             table_elements: self.config.limits.table_elements,
             handles: self.config.limits.handles,
         };
-        let (program, description, digest) = match code {
-            Some((compiled, digest)) => {
+        let component_bytes = code.as_ref().map_or(0, |code| code.bytes);
+        let (program, description, digest, kept) = match code {
+            Some(Code { compiled, digest, hold, .. }) => {
                 let program = Program::link(&compiled.component, compiled.flavor, surroundings)?;
                 let description = program.describe(until(DESCRIBE_MS)).await;
-                (program, description.map_err(DeployError::Describe)?, digest)
+                (program, description.map_err(DeployError::Describe)?, digest, Some(hold))
             }
             None => {
                 // The manifest has seen to it that there is one.
@@ -217,13 +229,14 @@ impl Deployer {
                 let program = Program::model(model, surroundings);
                 let load = until(self.config.models.load_ms);
                 let description = timed(report, &format!("{name}: graph"), program.describe(load)).await;
-                (program, description.map_err(DeployError::DescribeModel)?, digest)
+                (program, description.map_err(DeployError::DescribeModel)?, digest, None)
             }
         };
         Ok(Revision {
             program: Arc::new(program),
             description,
             digest,
+            component_bytes,
             deadline_ms: limits.deadline_ms,
             request_body_bytes: limits.request_body_bytes,
             response_body_bytes: limits.response_body_bytes,
@@ -260,13 +273,13 @@ impl Deployer {
         })
     }
 
-    /// The native code of a component, the component's digest, and what keeps both in the cache.
+    /// The native code of a component, and what keeps it in the cache.
     async fn code(
         &self,
         name: &str,
         component: &Component,
         report: &(dyn Fn(Step) + Sync),
-    ) -> Result<(crate::instance::compile::Compiled, String, Hold), DeployError> {
+    ) -> Result<Code, DeployError> {
         let fetched =
             timed(report, &format!("{name}: component"), fetch::component(&component.source)).await?;
         let digest = Digest::of(&fetched.wasm);
@@ -277,7 +290,7 @@ impl Deployer {
         let digest = digest.hex();
         let compiled =
             timed(report, &format!("{name}: native code"), self.compile(&fetched, &digest)).await?;
-        Ok((compiled, digest, hold))
+        Ok(Code { compiled, digest, bytes: fetched.wasm.len() as u64, hold })
     }
 
     async fn compile(

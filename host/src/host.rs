@@ -92,7 +92,7 @@ impl Host {
         let cache = Cache::bounded(&config.cache_dir()?, config.cache.max_bytes())?;
         let residency = residency(&config, &telemetry)?;
         let functions = Functions::new(admission(&config), Arc::clone(&telemetry));
-        let deployer = deployer(config, around, cache, &residency, &functions)?;
+        let deployer = deployer(config, around, cache, &residency, &functions, false)?;
         let config = Arc::clone(&deployer.config);
         let access = if config.log.access { Some(AccessLog::start()?) } else { None };
         let tls = config.listen.tls.clone().map(Tls::start).transpose()?;
@@ -180,7 +180,7 @@ pub fn graphs(
     Ok(Residency::start(pool, bounds, Arc::clone(telemetry)))
 }
 
-fn engines(config: &Config) -> Result<Engines, StartError> {
+fn engines(config: &Config, fuel: bool) -> Result<Engines, StartError> {
     let limits = &config.limits;
     let scan = config.engine.pagemap_scan == PagemapScan::Auto;
     match resets_by_pagemap() {
@@ -196,6 +196,7 @@ fn engines(config: &Config) -> Result<Engines, StartError> {
         keep_resident_bytes: usize::try_from(config.engine.pool_keep_resident_kib << 10)
             .unwrap_or(usize::MAX),
         pagemap_scan: scan,
+        fuel,
     };
     Engines::new(engine).map_err(|error| StartError::Engine(instance::chain(&error)))
 }
@@ -206,8 +207,9 @@ fn deployer(
     cache: Cache,
     residency: &Arc<Residency>,
     functions: &Arc<Functions>,
+    fuel: bool,
 ) -> Result<Deployer, StartError> {
-    let engines = Arc::new(engines(&config)?);
+    let engines = Arc::new(engines(&config, fuel)?);
     let config = Arc::new(config);
     Ok(Deployer {
         engines,
@@ -217,6 +219,19 @@ fn deployer(
         logs: around.logs,
         config,
     })
+}
+
+/// What deploys without anybody being served: to look at functions, and to try them out. With `fuel`, guests'
+/// instructions are counted, which makes them slower. Must be called within a tokio runtime.
+///
+/// # Errors
+/// Where the system refuses memory, threads or the cache folder.
+pub fn workbench(config: Config, around: Surroundings, fuel: bool) -> Result<Deployer, StartError> {
+    let telemetry = Arc::new(Telemetry::new());
+    let cache = Cache::open(&config.cache_dir()?)?;
+    let residency = residency(&config, &telemetry)?;
+    let functions = Functions::new(admission(&config), telemetry);
+    deployer(config, around, cache, &residency, &functions, fuel)
 }
 
 /// What takes models in; `program` tries them out.

@@ -116,6 +116,9 @@ pub struct Deadline {
     pub ms: u64,
 }
 
+/// More than any guest uses up within its deadline: it is counted, not bounded.
+const FUEL: u64 = u64::MAX;
+
 /// What the epoch callback raises; never seen by callers.
 #[derive(Debug, Error)]
 #[error("deadline exceeded")]
@@ -171,6 +174,18 @@ impl Program {
         }
     }
 
+    /// Bytes of the component's native code, mapped from the cache where it could be kept there.
+    pub fn native_bytes(&self) -> usize {
+        let component = match &self.kind {
+            Kind::Model(_) => return 0,
+            Kind::Typed(pre) => pre.instance_pre().component(),
+            Kind::HttpP2(pre) => pre.instance_pre().component(),
+            Kind::HttpP3(pre) => pre.instance_pre().component(),
+        };
+        let image = component.image_range();
+        image.end as usize - image.start as usize
+    }
+
     /// The models that the function was granted.
     pub fn granted(&self) -> &Granted {
         &self.surroundings.granted
@@ -201,7 +216,19 @@ impl Program {
             if Instant::now() >= deadline.at { Err(Overdue.into()) } else { Ok(UpdateDeadline::Yield(1)) }
         });
         store.set_epoch_deadline(1);
+        if around.engines.count_fuel() {
+            store.set_fuel(FUEL).map_err(|error| CallError::Start(chain(&error)))?;
+        }
         Ok(store)
+    }
+
+    /// Notes what an instance used that has ended.
+    fn ended(&self, store: &Store<State>) {
+        // Asking an engine that does not count is an error, which costs its making in every call.
+        let counted = self.surroundings.engines.count_fuel().then(|| store.get_fuel());
+        let fuel = counted.and_then(Result::ok).map(|left| FUEL - left);
+        let state = store.data();
+        state.nn.meter().ended(state.limits.peak(), fuel);
     }
 
     fn running(&self) -> Running {

@@ -10,6 +10,7 @@ pub mod serve;
 pub mod admin;
 pub mod deploy;
 pub mod host;
+pub mod samples;
 // What both use.
 pub mod artifact;
 pub mod function;

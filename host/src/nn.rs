@@ -101,6 +101,10 @@ pub struct Usage {
     pub load: Duration,
     /// Whether a graph had to be loaded.
     pub cold: bool,
+    /// The most memory that the instance had at once, guest memory and host tensors together; known once it has ended.
+    pub memory_bytes: usize,
+    /// What the guest's instructions cost, where the engine counts it; known once the instance has ended.
+    pub fuel: Option<u64>,
     /// The backend of the last inference.
     pub backend: Option<&'static str>,
     /// When the last inference ended.
@@ -117,6 +121,13 @@ impl Meter {
     pub fn read(&self) -> Usage {
         let usage = self.lock();
         Usage { after: usage.last.map_or(Duration::ZERO, |last| last.elapsed()), ..usage.clone() }
+    }
+
+    /// What is known of an instance when it has ended.
+    pub fn ended(&self, memory_bytes: usize, fuel: Option<u64>) {
+        let mut usage = self.lock();
+        usage.memory_bytes = memory_bytes;
+        usage.fuel = fuel;
     }
 
     fn lock(&self) -> MutexGuard<'_, Usage> {

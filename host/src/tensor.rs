@@ -1,5 +1,7 @@
 //! A tensor as it travels between callers, guests and backends: datatype, shape and little-endian bytes.
 
+pub mod compare;
+
 use std::fmt;
 
 use bytes::Bytes;

@@ -31,7 +31,9 @@ pub struct Reference {
 
 /// Why a text is no reference.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("`{text}` does not name an artifact: {reason}; write `registry/repository:tag`, such as `ghcr.io/acme/digits:1.0`")]
+#[error(
+    "`{text}` does not name an artifact: {reason}; write `registry/repository:tag`, such as `ghcr.io/acme/digits:1.0`"
+)]
 pub struct NotAReference {
     text: String,
     reason: String,
@@ -163,17 +165,20 @@ fn check_registry(registry: &str) -> Result<(), String> {
             address.parse::<std::net::Ipv6Addr>().map_err(|_| wrong())?;
             (None, port)
         }
-        None => registry.find(':').map_or((Some(registry), ""), |colon| {
-            (Some(&registry[..colon]), &registry[colon..])
-        }),
+        None => registry
+            .find(':')
+            .map_or((Some(registry), ""), |colon| (Some(&registry[..colon]), &registry[colon..])),
     };
     let label = |label: &str| {
         let inner = label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
         !label.is_empty() && label.len() < 64 && inner && !label.starts_with('-') && !label.ends_with('-')
     };
     let port = match port.strip_prefix(':') {
-        Some(digits) => digits.bytes().all(|byte| byte.is_ascii_digit()) && digits.parse() != Ok(0u16)
-            && digits.parse::<u16>().is_ok(),
+        Some(digits) => {
+            digits.bytes().all(|byte| byte.is_ascii_digit())
+                && digits.parse() != Ok(0u16)
+                && digits.parse::<u16>().is_ok()
+        }
         None => port.is_empty(),
     };
     match port && host.is_none_or(|host| host.split('.').all(label)) && registry.len() <= MAX_REGISTRY_BYTES {
@@ -194,9 +199,11 @@ fn check_repository(repository: &str) -> Result<(), String> {
     }
     match repository.split('/').all(is_path_component) {
         true => Ok(()),
-        false => Err("each part of its repository is of lower-case letters and digits, with single `.` or `_`, \
+        false => {
+            Err("each part of its repository is of lower-case letters and digits, with single `.` or `_`, \
                       `__` or any number of `-` between them"
-            .to_owned()),
+                .to_owned())
+        }
     }
 }
 
@@ -206,7 +213,8 @@ fn is_path_component(component: &str) -> bool {
     let bytes = component.as_bytes();
     let ends = bytes.first().zip(bytes.last()).is_some_and(|(a, b)| alphanumeric(*a) && alphanumeric(*b));
     let mut separators = component.split(|c: char| c.is_ascii() && alphanumeric(c as u8));
-    ends && separators.all(|between| matches!(between, "" | "." | "_" | "__") || between.bytes().all(|b| b == b'-'))
+    ends && separators
+        .all(|between| matches!(between, "" | "." | "_" | "__") || between.bytes().all(|b| b == b'-'))
 }
 
 fn check_tag(tag: &str) -> Result<(), String> {
@@ -296,7 +304,10 @@ mod tests {
         assert_eq!(reference.at(digest).tagged("x").unwrap().to_string(), "ghcr.io/acme/digits:x");
         assert!(reference.tagged("a/b").is_err());
         assert_eq!(reference.selector(), "1.0");
-        assert_eq!(format!("ghcr.io/acme/digits:1.0@{DIGEST}").parse::<Reference>().unwrap().selector(), DIGEST);
+        assert_eq!(
+            format!("ghcr.io/acme/digits:1.0@{DIGEST}").parse::<Reference>().unwrap().selector(),
+            DIGEST
+        );
         assert_eq!("digits".parse::<Reference>().unwrap().host(), "registry-1.docker.io");
     }
 }

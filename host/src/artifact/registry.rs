@@ -230,7 +230,8 @@ impl Registry {
         let registry = reference.registry();
         let what = format!("the request for the tags of `{}`", reference.repository());
         let url = self.client.url(reference, &format!("tags/list?n={MAX_TAGS}"))?;
-        let answer = self.client.send(&Request::new(Method::GET, url, &what), &Access::pull(reference)).await?;
+        let answer =
+            self.client.send(&Request::new(Method::GET, url, &what), &Access::pull(reference)).await?;
         match answer.response.status() {
             StatusCode::OK => {}
             StatusCode::NOT_FOUND => return Ok(Vec::new()),
@@ -257,7 +258,8 @@ impl Registry {
                 "; there is no repository `{repository}` with tags at the registry, or it shows it only after a login"
             ),
             Ok(tags) => {
-                let shown = tags.iter().rev().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join("`, `");
+                let shown =
+                    tags.iter().rev().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join("`, `");
                 let more = if tags.len() > SHOWN { ", and more" } else { "" };
                 format!("; the tags of `{repository}` are `{shown}`{more}")
             }

@@ -584,6 +584,7 @@ mod tests {
             owner: "app".into(),
             batching: None,
             queue_length: 4,
+            kept: Arc::new(()),
         }
     }
 

@@ -63,7 +63,7 @@ pub async fn run(args: UpArgs, mut config: Config, progress: &Progress) -> anyho
     let place = format!("{}, what functions print and their panics", logs.display());
     let host = Host::start(config, Surroundings { program, logs }).await?;
     let report = |step: Step| progress.say("Ready", format!("{} ({})", step.what, elapsed(step.took)));
-    host.deployer.deploy(&app, &report).await?;
+    host.deployer.deploy(&app, &app.files()?, &report).await?;
     // Before anyone is told that this serves: who hears it may stop it at once.
     let mut stop = StopSignal::listen()?;
     progress.say("Logs", place);
@@ -141,7 +141,7 @@ async fn renew(
         let rebuild: Vec<_> = rebuild.iter().filter(known).cloned().collect();
         build::build(&app, &rebuild, progress).await?;
     }
-    host.deployer.deploy(&app, &|_| {}).await?;
+    host.deployer.deploy(&app, &app.files()?, &|_| {}).await?;
     progress.say("Serving", "the new version");
     Ok(app)
 }

@@ -14,6 +14,8 @@ pub struct Revision {
     pub description: Option<Description>,
     /// SHA-256 of the component, in lower-case hex.
     pub digest: String,
+    /// The component's length; 0 for a model without code.
+    pub component_bytes: u64,
     pub deadline_ms: u64,
     pub request_body_bytes: usize,
     pub response_body_bytes: usize,

@@ -55,7 +55,8 @@ pub fn compile(
     if let Some(component) = load(engine, folder, &path) {
         return Ok(Compiled { component, flavor, cached: true });
     }
-    let compiler = Engine::new(&config(flavor, None)).map_err(|error| CompileError::Engine(chain(&error)))?;
+    let compiler = Engine::new(&config(flavor, engines.count_fuel()))
+        .map_err(|error| CompileError::Engine(chain(&error)))?;
     let code = compiler.precompile_component(wasm).map_err(|error| CompileError::Compile(chain(&error)))?;
     if let Err(error) = keep(folder, &path, &code) {
         tracing::warn!(folder = %folder.display(), %error, "compiled code could not be kept; it is compiled again next time");

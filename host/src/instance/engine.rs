@@ -48,6 +48,8 @@ pub struct EngineLimits {
     pub keep_resident_bytes: usize,
     /// Whether the operator allows the page map to be used at all.
     pub pagemap_scan: bool,
+    /// Whether guests' instructions are counted, which makes them slower.
+    pub fuel: bool,
 }
 
 /// An engine with everything that a component may import.
@@ -92,6 +94,11 @@ impl Engines {
         }
     }
 
+    /// Whether guests' instructions are counted.
+    pub fn count_fuel(&self) -> bool {
+        self.limits.fuel
+    }
+
     /// Keeps the clock ticking for as long as the guard is held.
     pub fn running(&self) -> Running {
         self.ticker.running()
@@ -111,7 +118,9 @@ pub fn resets_by_pagemap() -> Result<(), &'static str> {
 }
 
 fn link(flavor: Flavor, limits: &EngineLimits) -> wasmtime::Result<Linked> {
-    let engine = Engine::new(&config(flavor, Some(limits)))?;
+    let engine = Engine::new(
+        config(flavor, limits.fuel).allocation_strategy(InstanceAllocationStrategy::Pooling(slots(limits))),
+    )?;
     let mut linker = Linker::new(&engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
@@ -129,14 +138,14 @@ fn link(flavor: Flavor, limits: &EngineLimits) -> wasmtime::Result<Linked> {
     Ok(Linked { engine, linker })
 }
 
-/// The settings of an engine. Without `limits` it can compile, but has no slots to run in: code compiled by
-/// the one runs on the other.
-pub fn config(flavor: Flavor, limits: Option<&EngineLimits>) -> Config {
+/// The settings of an engine that compiles. It has no slots to run in: its code runs on an engine that has them.
+pub fn config(flavor: Flavor, fuel: bool) -> Config {
     let mut config = Config::new();
     config
         .wasm_component_model(true)
         .concurrency_support(flavor == Flavor::Concurrent)
         .epoch_interruption(true)
+        .consume_fuel(fuel)
         .memory_init_cow(true)
         // A short inference runs on the guest's fiber, below the guest's own frames.
         .async_stack_size(STACK_BYTES + (1 << 20))
@@ -144,9 +153,6 @@ pub fn config(flavor: Flavor, limits: Option<&EngineLimits>) -> Config {
         // Results must not depend on the processor.
         .relaxed_simd_deterministic(true)
         .wasm_backtrace_details(WasmBacktraceDetails::Disable);
-    if let Some(limits) = limits {
-        config.allocation_strategy(InstanceAllocationStrategy::Pooling(slots(limits)));
-    }
     config
 }
 

@@ -20,10 +20,10 @@ use wasmtime_wasi_http::p3::bindings::ServicePre;
 /// Why a body breaks off, in wasi:http's words.
 pub use wasmtime_wasi_http::Error as HttpError;
 
-use super::{Answered, CallError, Deadline, Kind, Program};
+use super::{CallError, Deadline, Kind, Program};
 use crate::backend::Priority;
 use crate::instance::state::State;
-use crate::nn::{Meter, Usage};
+use crate::nn::Meter;
 
 /// The body of a request on its way to a guest. It must fail, not hang, when the caller stops sending.
 pub type RequestBody = UnsyncBoxBody<Bytes, HttpError>;
@@ -49,18 +49,18 @@ pub struct IsHttps;
 
 impl Program {
     /// Calls an HTTP function in a fresh instance. `permit` is kept until the guest has ended, which is when the
-    /// body has been read or dropped.
+    /// body has been read or dropped; until then, more may come to what it used.
     pub async fn handle<P: Send + 'static>(
         self: &Arc<Self>,
         request: http::Request<RequestBody>,
         deadline: Deadline,
         permit: P,
-    ) -> Answered<http::Response<ResponseBody>> {
+    ) -> (Result<http::Response<ResponseBody>, CallError>, Meter) {
         let (head, answered) = oneshot::channel();
         let broken = Broken::default();
         let (mut work, meter) = match self.work(request, deadline, head, &broken) {
             Ok(work) => work,
-            Err(error) => return (Err(error), Usage::default()),
+            Err(error) => return (Err(error), Meter::default()),
         };
         let mut answered = answered;
         // The guest runs in this task until its head is there: most are through by then, and cost no other task.
@@ -78,7 +78,7 @@ impl Program {
                 Ok(head) => head.map(|response| response.map(|body| attend(body, work, broken, permit))),
             },
         };
-        (response, meter.read())
+        (response, meter)
     }
 
     fn work(
@@ -121,6 +121,7 @@ impl Program {
             Ok(Err(error)) => Err(self.failure(&error, &store.data().limits, deadline)),
             Err(_) => Err(CallError::DeadlineExceeded(deadline.ms)),
         };
+        self.ended(&store);
         broken.store(outcome.is_err(), Ordering::Release);
         outcome
     }

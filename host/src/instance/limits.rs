@@ -8,13 +8,14 @@ pub struct Limits {
     limit: usize,
     linear: usize,
     host: usize,
+    peak: usize,
     table_elements: usize,
     exceeded: bool,
 }
 
 impl Limits {
     pub fn new(limit: usize, table_elements: usize) -> Limits {
-        Limits { limit, linear: 0, host: 0, table_elements, exceeded: false }
+        Limits { limit, linear: 0, host: 0, peak: 0, table_elements, exceeded: false }
     }
 
     /// Counts bytes that the host is to hold for the guest; `false` where they would pass the limit.
@@ -23,6 +24,7 @@ impl Limits {
         let fits = self.linear.saturating_add(self.host).saturating_add(bytes) <= self.limit;
         if fits {
             self.host += bytes;
+            self.peak = self.peak.max(self.linear + self.host);
         } else {
             self.exceeded = true;
         }
@@ -39,6 +41,11 @@ impl Limits {
         self.exceeded
     }
 
+    /// The most that the instance had at once, in bytes.
+    pub fn peak(&self) -> usize {
+        self.peak
+    }
+
     /// The most that the instance may have, in bytes.
     pub fn limit(&self) -> usize {
         self.limit
@@ -51,6 +58,7 @@ impl ResourceLimiter for Limits {
         let fits = linear.saturating_add(self.host) <= self.limit;
         if fits {
             self.linear = linear;
+            self.peak = self.peak.max(linear + self.host);
         } else {
             self.exceeded = true;
         }
@@ -79,6 +87,7 @@ mod tests {
         limits.release(40);
         assert!(limits.memory_growing(60, 100, None).unwrap());
         assert!(!limits.memory_growing(100, 101, None).unwrap());
+        assert_eq!(limits.peak(), 100);
         assert!(limits.table_growing(0, 10, None).unwrap());
         assert!(!limits.table_growing(0, 11, None).unwrap());
     }

@@ -110,6 +110,7 @@ impl Program {
             Some(Err(error)) => Err(self.failure(&error, &store.data().limits, deadline)),
             None => Err(CallError::DeadlineExceeded(deadline.ms)),
         };
+        self.ended(&store);
         let usage = store.data().nn.meter().read();
         (answered, usage)
     }

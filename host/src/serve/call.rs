@@ -271,7 +271,10 @@ pub fn partial(
 }
 
 /// A function answers what it described: each output that is wanted, once.
-fn check(reply: &Reply, description: &Description, wanted: &[String]) -> Result<(), String> {
+///
+/// # Errors
+/// Says what else it answered, or did not.
+pub fn check(reply: &Reply, description: &Description, wanted: &[String]) -> Result<(), String> {
     check_described(&reply.outputs, description)?;
     let missing = description.signature.outputs.iter().find(|port| {
         (wanted.is_empty() || wanted.contains(&port.name))

@@ -88,9 +88,9 @@ pub async fn answer(
     let running = Instant::now();
     // The revision, with its files, must outlive its instances.
     let held = (permit, Arc::clone(function));
-    let (response, usage) = function.revision.program.handle(request, deadline(function), held).await;
+    let (response, meter) = function.revision.program.handle(request, deadline(function), held).await;
     trace.run = running.elapsed();
-    trace.usage = usage;
+    trace.usage = meter.read();
     let mut response = response?;
     for name in [CONNECTION, HeaderName::from_static("keep-alive"), http::header::TRANSFER_ENCODING] {
         response.headers_mut().remove(name);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -160,13 +161,21 @@ fn raw(collected: Collected, description: &Description) -> Result<Call, AnswerEr
     let mut bytes = bytes.try_into_mut().unwrap_or_else(|shared| shared.as_ref().into());
     let length = u32::try_from(bytes.len() - 4).map_err(|_| AnswerError::TooLarge(u32::MAX as usize))?;
     bytes[..4].copy_from_slice(&length.to_le_bytes());
+    let request = raw_request(bytes.freeze(), description)?;
+    Ok(Call { request, form: Form::Raw, share })
+}
+
+/// The call of a function that takes raw bodies: `element` is the body with its length before it, as BYTES are.
+///
+/// # Errors
+/// Where the function has not exactly one input.
+pub fn raw_request(element: Bytes, description: &Description) -> Result<typed::Request, AnswerError> {
     let port = description.signature.inputs.first().ok_or(AnswerError::Internal)?;
-    let tensor = Tensor::new(Datatype::Bytes, vec![1; rank(port)], bytes.freeze());
+    let tensor = Tensor::new(Datatype::Bytes, vec![1; rank(port)], element);
     let tensor = tensor.map_err(|error| AnswerError::InvalidInput(error.to_string()))?;
     let inputs =
         json::in_order(vec![(port.name.clone(), tensor)], description).map_err(AnswerError::InvalidInput)?;
-    let request = typed::Request { inputs, ..typed::Request::default() };
-    Ok(Call { request, form: Form::Raw, share })
+    Ok(typed::Request { inputs, ..typed::Request::default() })
 }
 
 fn rank(port: &crate::backend::Port) -> usize {
@@ -174,18 +183,31 @@ fn rank(port: &crate::backend::Port) -> usize {
 }
 
 fn raw_answer(reply: &Reply, media_type: &str, limit: usize) -> Result<Response<Body>, AnswerError> {
-    let wrong = |reason: &str| AnswerError::Call(CallError::BadReply(reason.to_owned()));
-    let [(_, tensor)] = reply.outputs.as_slice() else { return Err(wrong("it did not answer one output")) };
-    let element = tensor.elements().next().ok_or_else(|| wrong("its BYTES output has no element"))?;
-    let start = element.as_ptr() as usize - tensor.data().as_ptr() as usize;
-    let body = tensor.data().slice(start..start + element.len());
+    let body = raw_body(reply)?;
     if body.len() > limit {
         return Err(AnswerError::ReplyTooLarge(limit));
     }
     let mut response = Response::new(Body::Whole(Some(body)));
     *response.status_mut() = StatusCode::OK;
     let media_type =
-        HeaderValue::from_str(media_type).map_err(|_| wrong("its media type is not a header value"))?;
+        HeaderValue::from_str(media_type).map_err(|_| wrong_reply("its media type is not a header value"))?;
     response.headers_mut().insert(CONTENT_TYPE, media_type);
     Ok(response)
+}
+
+/// The one element of the one BYTES output: the answer for a caller that sent a raw body.
+///
+/// # Errors
+/// Where the function answered something else.
+pub fn raw_body(reply: &Reply) -> Result<Bytes, AnswerError> {
+    let [(_, tensor)] = reply.outputs.as_slice() else {
+        return Err(wrong_reply("it did not answer one output"));
+    };
+    let element = tensor.elements().next().ok_or_else(|| wrong_reply("its BYTES output has no element"))?;
+    let start = element.as_ptr() as usize - tensor.data().as_ptr() as usize;
+    Ok(tensor.data().slice(start..start + element.len()))
+}
+
+fn wrong_reply(reason: &str) -> AnswerError {
+    AnswerError::Call(CallError::BadReply(reason.to_owned()))
 }

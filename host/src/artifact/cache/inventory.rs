@@ -1,8 +1,8 @@
 //! What lies in a cache: each file, what it belongs to, when it was last used, and whether it is in use.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::{self, Metadata};
-use std::io;
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -32,7 +32,7 @@ impl Kind {
     /// As people read it.
     pub fn name(self) -> &'static str {
         match self {
-            Kind::Blob => "blobs",
+            Kind::Blob => "other blobs",
             Kind::Partial => "partial downloads",
             Kind::Model => "models",
             Kind::Compiled => "compiled components",
@@ -88,6 +88,14 @@ pub struct Inventory {
     pub references: Vec<Reference>,
     /// Bytes, each file once.
     pub bytes: u64,
+}
+
+/// Files together, each counted once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sum {
+    pub files: usize,
+    pub bytes: u64,
+    pub in_use_bytes: u64,
 }
 
 /// What has no digest in its name is being written, or was by a process that died longer ago than this.
@@ -154,6 +162,42 @@ impl Inventory {
         references
     }
 
+    /// Bytes of a reference and of what was made of it, those that it shares with others included.
+    pub fn bytes_of(&self, reference: &Reference) -> u64 {
+        reference.groups.iter().map(|group| self.groups[*group].bytes).sum()
+    }
+
+    /// What belongs to no reference, by its kind, in the order of their names.
+    pub fn unreferenced(&self) -> BTreeMap<&'static str, Sum> {
+        let referenced: BTreeSet<_> =
+            self.references.iter().flat_map(|reference| &reference.groups).collect();
+        let mut sums: BTreeMap<_, Sum> = BTreeMap::new();
+        for (index, group) in self.groups.iter().enumerate() {
+            if referenced.contains(&index) {
+                continue;
+            }
+            let has_model = self.items_of(group).any(|item| item.kind == Kind::Model);
+            let mut counted = BTreeSet::new();
+            for item in self.items_of(group) {
+                let new: Vec<_> = item.files.iter().filter(|(inode, _)| counted.insert(*inode)).collect();
+                if new.is_empty() {
+                    continue;
+                }
+                let kind = match item.kind {
+                    Kind::Blob if has_model => Kind::Model.name(),
+                    Kind::Blob if is_wasm(&item.path) => "components",
+                    kind => kind.name(),
+                };
+                let bytes: u64 = new.iter().map(|(_, bytes)| bytes).sum();
+                let sum = sums.entry(kind).or_default();
+                sum.files += new.len();
+                sum.bytes += bytes;
+                sum.in_use_bytes += if group.in_use { bytes } else { 0 };
+            }
+        }
+        sums
+    }
+
     /// The items of a group.
     pub fn items_of<'a>(&'a self, group: &'a Group) -> impl Iterator<Item = &'a Item> {
         group.items.iter().map(|index| &self.items[*index])
@@ -182,6 +226,12 @@ fn parts(root: &Path, manifest: Digest) -> BTreeSet<Digest> {
         parts.extend(manifest.blobs().iter().map(|blob| blob.digest));
     }
     parts
+}
+
+/// Whether a file begins as WebAssembly does.
+fn is_wasm(path: &Path) -> bool {
+    let mut start = [0; 4];
+    File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok_and(|()| start == *b"\0asm")
 }
 
 /// Calls `visit` with each entry of a folder; one that is gone has none, and entries that go meanwhile are left out.

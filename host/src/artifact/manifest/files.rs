@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use globset::{GlobBuilder, GlobMatcher};
 use walkdir::{DirEntry, WalkDir};
 
+use crate::artifact::sample::{self, Sample};
+
 use super::{Component, FilesEntry, Manifest, ManifestError, ManifestErrors, Source};
 
 /// The most directory entries that the `files` of one component may make the host look at.
@@ -79,6 +81,7 @@ impl Files {
     fn add_samples(&mut self, component: &Component, root: &Path, errors: &mut Vec<ManifestError>) {
         let mut expansion = Expansion::new(root);
         self.warnings.extend(component.samples.iter().filter_map(|entry| expansion.add(entry, &[])));
+        expansion.add_named();
         if expansion.mounts.len() > MAX_SAMPLES {
             expansion.refuse(format!(
                 "component `{}` has more than {MAX_SAMPLES} samples; name fewer",
@@ -247,6 +250,29 @@ struct Expansion<'a> {
 impl<'a> Expansion<'a> {
     fn new(root: &'a Path) -> Self {
         Expansion { root, mounts: BTreeMap::new(), line: 0, seen: 0, problems: Vec::new() }
+    }
+
+    /// Adds the files that samples name. What is wrong with a sample itself is told when it is run.
+    fn add_named(&mut self) {
+        let samples: Vec<_> = self.mounts.iter().filter(|(path, _)| path.ends_with(".json")).collect();
+        let mut named = Vec::new();
+        for (path, file) in samples.into_iter().take(MAX_SAMPLES) {
+            let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder).trim_start_matches('/');
+            let Ok(bytes) = sample::read(file) else { continue };
+            let Ok(sample) = Sample::parse(&bytes) else { continue };
+            let below = |file: &str| format!("{folder}/{}", file.trim_start_matches("./"));
+            named.extend(
+                sample.files().into_iter().map(|file| below(file).trim_start_matches('/').to_owned()),
+            );
+        }
+        for source in named {
+            let path = self.root.join(&source);
+            if path.is_file() {
+                self.add_file(&source, &source, &path);
+            } else {
+                self.refuse(format!("a sample names the file `{source}`, which is not there; put it there"));
+            }
+        }
     }
 
     fn refuse(&mut self, message: String) {

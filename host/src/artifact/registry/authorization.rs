@@ -201,7 +201,8 @@ impl Client {
             let realm = origin(&url);
             return Err(RegistryError::Realm { registry: registry.to_owned(), realm }.into());
         }
-        let mut wanted: Vec<(&str, String)> = access.scopes().into_iter().map(|scope| ("scope", scope)).collect();
+        let mut wanted: Vec<(&str, String)> =
+            access.scopes().into_iter().map(|scope| ("scope", scope)).collect();
         wanted.extend(service.map(|service| ("service", service.to_owned())));
         let request = match found.map(|found| &found.secret) {
             Some(Secret::IdentityToken(token)) => {
@@ -233,7 +234,8 @@ impl Client {
         let body = self.body(response, MAX_TOKEN_BYTES, registry, &what).await?;
         let token: Option<Token> = serde_json::from_slice(&body).ok();
         let lasts_s = token.as_ref().and_then(|token| token.expires_in).unwrap_or(TOKEN_S);
-        let token = token.and_then(|token| token.token.or(token.access_token)).filter(|token| !token.is_empty());
+        let token =
+            token.and_then(|token| token.token.or(token.access_token)).filter(|token| !token.is_empty());
         let token = token.ok_or_else(|| RegistryError::NotARegistry {
             host: origin(&url),
             registry: registry.to_owned(),
@@ -265,7 +267,10 @@ mod tests {
         let bearer = |realm: &str, service: Option<&str>| {
             Some(Challenge::Bearer { realm: realm.to_owned(), service: service.map(str::to_owned) })
         };
-        check(&[r#"Bearer realm="https://a.b/token",service="s",scope="repository:x:pull""#], bearer("https://a.b/token", Some("s")));
+        check(
+            &[r#"Bearer realm="https://a.b/token",service="s",scope="repository:x:pull""#],
+            bearer("https://a.b/token", Some("s")),
+        );
         check(&[r#"bearer Realm="https://a.b""#], bearer("https://a.b", None));
         check(&[r#"Basic realm="x""#, r#"Bearer realm="r""#], bearer("r", None));
         check(&[r#"Basic realm="x""#], Some(Challenge::Basic));

@@ -27,7 +27,10 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 /// What to show a registry. It is shown nowhere else: `Debug` leaves the secret out.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) enum Secret {
-    Password { user: String, password: String },
+    Password {
+        user: String,
+        password: String,
+    },
     /// What a token service takes in place of a password.
     IdentityToken(String),
 }
@@ -163,7 +166,9 @@ async fn search(
     bound: Duration,
 ) -> Result<Option<Found>, CredentialError> {
     let mut auths = file.auths.unwrap_or_default();
-    auths.retain(|_, entry| !(nothing(&entry.auth) && nothing(&entry.username) && nothing(&entry.identitytoken)));
+    auths.retain(|_, entry| {
+        !(nothing(&entry.auth) && nothing(&entry.username) && nothing(&entry.identitytoken))
+    });
     // Its programs are left out: docker_credential would wait for them without a bound, and show what they print.
     let entries = serde_json::to_vec(&serde_json::json!({ "auths": auths })).expect("strings are JSON");
     let helpers = file.cred_helpers.unwrap_or_default();

@@ -43,8 +43,7 @@ pub(super) async fn fetch(
     report: &Report,
 ) -> Result<Moved, RegistryError> {
     let layer = Layer::of(blob);
-    let mut download =
-        Download { client, reference, layer: &layer, report, is_asked_whole: false, came: 0 };
+    let mut download = Download { client, reference, layer: &layer, report, is_asked_whole: false, came: 0 };
     let fetched = download.fetch(into).await;
     if fetched.is_err() {
         report.tell(&layer, What::Failed);
@@ -142,9 +141,11 @@ impl Download<'_> {
                 Ok(answer.response)
             }
             // Storage forgets its leave to read; the registry gives another.
-            _ if answer.is_foreign && status.is_client_error() => {
-                Err(broken(registry, &what, &format!("the registry's storage answered with {}", status.as_u16())))
-            }
+            _ if answer.is_foreign && status.is_client_error() => Err(broken(
+                registry,
+                &what,
+                &format!("the registry's storage answered with {}", status.as_u16()),
+            )),
             StatusCode::NOT_FOUND => {
                 let layer = self.layer.to_string();
                 Err(RegistryError::NoLayer { layer, registry: registry.to_owned() }.into())
@@ -159,7 +160,8 @@ impl Download<'_> {
         let start = match response.status() {
             StatusCode::OK => 0,
             StatusCode::PARTIAL_CONTENT => {
-                let range = response.headers().get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
+                let range =
+                    response.headers().get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
                 match range.and_then(ContentRange::read) {
                     Some(range) if range.total.is_some_and(|total| total != size) => {
                         return Err(self.size(format!("{} bytes", range.total.unwrap_or_default())));
@@ -311,7 +313,16 @@ mod tests {
         };
         check("bytes 5-9/10", Some((5, 9, Some(10))));
         check("bytes 5-9/*", Some((5, 9, None)));
-        for text in ["", "bytes */10", "5-9/10", "bytes 9-5/10", "bytes -5/10", "bytes 5-/10", "bytes 5-9", "bytes 5-9/x"] {
+        for text in [
+            "",
+            "bytes */10",
+            "5-9/10",
+            "bytes 9-5/10",
+            "bytes -5/10",
+            "bytes 5-/10",
+            "bytes 5-9",
+            "bytes 5-9/x",
+        ] {
             check(text, None);
         }
         check("bytes 5-99999999999999999999/10", None);

@@ -36,18 +36,24 @@ pub enum RegistryError {
     Certificate { host: String, reason: String },
     #[error(transparent)]
     Credentials(#[from] CredentialError),
-    #[error("`{registry}` lets nobody {action} `{repository}` without a login{reason}; try `docker login {registry}` or `podman login {registry}`")]
+    #[error(
+        "`{registry}` lets nobody {action} `{repository}` without a login{reason}; try `docker login {registry}` or `podman login {registry}`"
+    )]
     Anonymous { registry: String, repository: String, action: &'static str, reason: String },
     #[error(
         "`{registry}` does not let the user of {source_of} {action} `{repository}`{reason}; log in anew with \
          `docker login {registry}` or `podman login {registry}`, or ask for the right to"
     )]
     Denied { registry: String, repository: String, action: &'static str, source_of: String, reason: String },
-    #[error("the registry `{registry}` sends its callers to `{realm}` with their credentials, without TLS; they stay here")]
+    #[error(
+        "the registry `{registry}` sends its callers to `{realm}` with their credentials, without TLS; they stay here"
+    )]
     Realm { registry: String, realm: String },
     #[error("there is no `{reference}`{advice}")]
     NoManifest { reference: String, advice: String },
-    #[error("`{host}` answered {what} with something else than a registry does ({found}); is `{registry}` the registry's name?")]
+    #[error(
+        "`{host}` answered {what} with something else than a registry does ({found}); is `{registry}` the registry's name?"
+    )]
     NotARegistry { host: String, registry: String, what: String, found: String },
     #[error("the registry `{registry}` answered {what} with {status}{message}")]
     Status { registry: String, what: String, status: u16, message: String },
@@ -57,11 +63,15 @@ pub enum RegistryError {
     Broken { registry: String, what: String, reason: String },
     #[error("{error}; tried {times} times{advice}")]
     GaveUp { error: Box<RegistryError>, times: u32, advice: &'static str },
-    #[error("`{reference}` is an index of several artifacts, not one; name one of them by its digest: {entries}")]
+    #[error(
+        "`{reference}` is an index of several artifacts, not one; name one of them by its digest: {entries}"
+    )]
     Index { reference: String, entries: String },
     #[error("`{reference}` cannot be read: {error}")]
     Manifest { reference: String, error: ManifestError },
-    #[error("`{reference}` came with the digest {actual}, not {expected}; the registry or something on the way changed it")]
+    #[error(
+        "`{reference}` came with the digest {actual}, not {expected}; the registry or something on the way changed it"
+    )]
     ManifestDigest { reference: String, expected: Digest, actual: Digest },
     #[error("{what} from `{registry}` has more than {limit} bytes")]
     Large { what: String, registry: String, limit: u64 },
@@ -70,7 +80,9 @@ pub enum RegistryError {
          host.toml allows"
     )]
     Artifact { reference: String, mib: u64, limit_mib: u64 },
-    #[error("{layer} has {actual} at the registry `{registry}`, and {expected} bytes in the manifest; push it again")]
+    #[error(
+        "{layer} has {actual} at the registry `{registry}`, and {expected} bytes in the manifest; push it again"
+    )]
     Size { layer: String, registry: String, expected: u64, actual: String },
     #[error("{layer} is not at the registry `{registry}`, though the manifest names it; push it again")]
     NoLayer { layer: String, registry: String },
@@ -122,7 +134,8 @@ pub fn printable(text: &str, limit: usize) -> String {
 
 /// Neither a control character nor one that turns the direction of text.
 fn is_harmless(c: char) -> bool {
-    !c.is_control() && !matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    !c.is_control()
+        && !matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 #[cfg(test)]

@@ -261,7 +261,8 @@ impl Client {
             _ => {}
         }
         if error.is_builder() {
-            return RegistryError::Unreachable { registry: registry.to_owned(), reason: reason(&error) }.into();
+            return RegistryError::Unreachable { registry: registry.to_owned(), reason: reason(&error) }
+                .into();
         }
         let failure = broken(registry, what, &reason(&error));
         match error.is_connect() && !self.reached.load(Ordering::Relaxed) {
@@ -274,7 +275,12 @@ impl Client {
     }
 
     /// Fails where a registry says that it cannot answer now.
-    pub(super) fn check_passing(&self, response: &Response, registry: &str, what: &str) -> Result<(), Failure> {
+    pub(super) fn check_passing(
+        &self,
+        response: &Response,
+        registry: &str,
+        what: &str,
+    ) -> Result<(), Failure> {
         let status = response.status();
         if !matches!(status.as_u16(), 408 | 425 | 429 | 500 | 502 | 503 | 504) {
             return Ok(());
@@ -296,7 +302,8 @@ impl Client {
         let (registry, repository) = (access.reference.registry().to_owned(), access.reference.repository());
         let (repository, action) = (repository.to_owned(), access.action());
         let message = self.message(response, &registry, what).await;
-        let reason = if message.is_empty() { message } else { format!(" ({})", message.trim_start_matches(": ")) };
+        let reason =
+            if message.is_empty() { message } else { format!(" ({})", message.trim_start_matches(": ")) };
         let error = match self.source_of(access).await {
             Some(source_of) => RegistryError::Denied { registry, repository, action, source_of, reason },
             None => RegistryError::Anonymous { registry, repository, action, reason },

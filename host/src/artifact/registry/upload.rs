@@ -86,7 +86,8 @@ pub(super) async fn push(
 impl Upload<'_> {
     async fn push(&mut self, sources: &[String]) -> Result<Moved, RegistryError> {
         let (path, size) = (self.file.clone(), self.layer.size);
-        let actual = blocking(move || std::fs::metadata(path)).await.map_err(|error| self.unread(error))?.len();
+        let actual =
+            blocking(move || std::fs::metadata(path)).await.map_err(|error| self.unread(error))?.len();
         if actual != size {
             let error = io::Error::other(format!("it has {actual} bytes, and {size} in the manifest"));
             return Err(self.unread(error));
@@ -183,7 +184,9 @@ impl Upload<'_> {
     async fn mount(&self, source: &str) -> Result<bool, Failure> {
         let what = self.what();
         let mut url = self.client.url(self.reference, "blobs/uploads/")?;
-        url.query_pairs_mut().append_pair("mount", &self.layer.digest.to_string()).append_pair("from", source);
+        url.query_pairs_mut()
+            .append_pair("mount", &self.layer.digest.to_string())
+            .append_pair("from", source);
         let access = Access { sources: vec![source.to_owned()], ..Access::push(self.reference) };
         let answer = self.client.send(&Request::new(Method::POST, url, &what), &access).await?;
         if answer.response.status() == StatusCode::ACCEPTED {
@@ -266,7 +269,11 @@ impl Upload<'_> {
             let has = received(&response).filter(|has| *has > 0 || length > 1).unwrap_or(offset + length);
             if has <= offset || has > offset + length {
                 *open = None;
-                return Err(broken(self.reference.registry(), &self.what(), "the registry took another part"));
+                return Err(broken(
+                    self.reference.registry(),
+                    &self.what(),
+                    "the registry took another part",
+                ));
             }
             offset = has;
             *open = Some(Session { location: location.clone(), offset });

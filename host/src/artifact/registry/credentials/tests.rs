@@ -62,7 +62,10 @@ async fn the_first_file_that_knows_a_registry_decides() {
     home.check("a.b/c", "three", "spin.json").await;
     home.write("user.json", &format!(r#"{{"auths": {{"a.b": {{"auth": "{}"}}}}}}"#, auth("two")));
     home.check("a.b/c", "two", "user.json").await;
-    home.write("docker.json", &format!(r#"{{"auths": {{"a.b": {{"auth": "{}"}}, "x.y": {{}}}}}}"#, auth("one")));
+    home.write(
+        "docker.json",
+        &format!(r#"{{"auths": {{"a.b": {{"auth": "{}"}}, "x.y": {{}}}}}}"#, auth("one")),
+    );
     home.check("a.b/c", "one", "docker.json").await;
     assert_eq!(home.find("x.y/c").await.unwrap(), None);
     home.files.chosen = Some(home.folder.path().join("user.json"));
@@ -121,7 +124,8 @@ async fn programs_are_asked_within_a_bound() {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
         path.display().to_string()
     };
-    let answers = write("answers", r#"read server; echo "{\"Username\": \"user\", \"Secret\": \"$1 $server\"}""#);
+    let answers =
+        write("answers", r#"read server; echo "{\"Username\": \"user\", \"Secret\": \"$1 $server\"}""#);
     assert_eq!(
         program::run(&answers, "a.b\n").await.unwrap(),
         (true, b"{\"Username\": \"user\", \"Secret\": \"get a.b\"}\n".to_vec())

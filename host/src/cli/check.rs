@@ -1,0 +1,281 @@
+//! `tenon check`: runs an app's golden samples, on any backend, and shows what its functions cost.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use clap::Args;
+
+use super::app::{App, AppArgs};
+use super::build;
+use super::progress::Progress;
+use crate::artifact::manifest::{Files, Manifest};
+use crate::artifact::sample;
+use crate::config::{BACKENDS, Config};
+use crate::deploy::Deployer;
+use crate::function::{Function, Snapshot};
+use crate::host::{self, Surroundings};
+use crate::samples::{self, Golden, Verdict};
+
+mod cost;
+mod table;
+
+use cost::Cost;
+
+#[derive(Args)]
+pub struct CheckArgs {
+    #[command(flatten)]
+    app: AppArgs,
+    /// Only this function: the id of its component.
+    #[arg(short = 'c', long = "component-id", value_name = "ID")]
+    components: Vec<String>,
+    /// Runs each component's build command first.
+    #[arg(long)]
+    build: bool,
+    /// Runs the models on this backend, whatever they ask for; may be repeated.
+    #[arg(long = "backend", value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(BACKENDS))]
+    backends: Vec<String>,
+    /// How often each sample is run to measure it.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    repeat: u32,
+    /// Writes what the functions answer into the samples that have no `response` yet.
+    #[arg(long)]
+    record: bool,
+    /// Prints JSON in place of tables.
+    #[arg(long)]
+    json: bool,
+}
+
+/// One sample on one backend.
+struct Row {
+    function: String,
+    sample: String,
+    /// What the function's models run on; empty for a function without models.
+    backend: String,
+    /// Why it could not be run, or what came of it.
+    outcome: Result<Checked, String>,
+}
+
+/// A sample that was run.
+struct Checked {
+    verdict: Verdict,
+    cost: Cost,
+    recorded: bool,
+}
+
+impl Row {
+    fn passed(&self) -> bool {
+        match &self.outcome {
+            Ok(checked) => matches!(checked.verdict, Verdict::Passed(_)) || checked.recorded,
+            Err(_) => false,
+        }
+    }
+}
+
+/// What one function consists of, in bytes.
+#[derive(serde::Serialize)]
+struct Size {
+    function: String,
+    backend: String,
+    /// The component as its author ships it.
+    component: u64,
+    /// Its native code.
+    native_code: u64,
+    /// The files of its models.
+    weights: u64,
+    /// Its graphs in memory, for as many callers as they are loaded for.
+    graphs: u64,
+}
+
+/// Runs the samples and prints what came of them.
+///
+/// # Errors
+/// Where the app cannot be deployed, or a sample does not pass.
+pub async fn run(args: &CheckArgs, config: Config, progress: &Progress) -> anyhow::Result<()> {
+    let app = load(args, progress).await?;
+    let program = std::env::current_exe().context("cannot find out which program this is")?;
+    let logs = tempfile::tempdir().context("cannot make a folder for the functions' output")?;
+    let around = || Surroundings { program: program.clone(), logs: logs.path().to_owned() };
+    let choices: Vec<Option<&str>> = match args.backends.as_slice() {
+        [] => vec![None],
+        named => named.iter().map(|name| Some(name.as_str())).collect(),
+    };
+    let (mut rows, mut sizes) = (Vec::new(), Vec::new());
+    for backend in choices {
+        let manifest = on_backend(&app.manifest, backend);
+        let step =
+            progress.step("Deploying", backend.map_or("the app".to_owned(), |name| format!("on {name}")));
+        let bench = Bench::of(&manifest, &app.files, &config, around(), false).await?;
+        let counting = Bench::of(&manifest, &app.files, &config, around(), true).await?;
+        step.done();
+        for function in &bench.snapshot().functions {
+            let Some(id) = wanted(args, &manifest, function) else { continue };
+            sizes.push(size(function));
+            let files = app.files.samples.get(id).cloned().unwrap_or_default();
+            for (name, path) in files.iter().filter(|(name, _)| name.ends_with(".json")) {
+                let outcome = check(args, name, path, &files, function, &bench, &counting).await;
+                let (function, backend) = (function.name.clone(), backends(function));
+                rows.push(Row { function, sample: title(name), backend, outcome });
+            }
+        }
+    }
+    report(args, &rows, &sizes)
+}
+
+async fn load(args: &CheckArgs, progress: &Progress) -> anyhow::Result<App> {
+    let mut manifest = args.app.manifest(true)?;
+    for id in &args.components {
+        if !manifest.components.iter().any(|component| component.id == *id) {
+            let ids: Vec<_> = manifest.components.iter().map(|component| component.id.as_str()).collect();
+            bail!("there is no component `{id}`; there are {}", ids.join(", "));
+        }
+    }
+    if !args.components.is_empty() {
+        // What is not asked for need not be deployable here.
+        manifest.components.retain(|component| args.components.contains(&component.id));
+        manifest.triggers.retain(|trigger| match &trigger.target {
+            crate::artifact::manifest::Target::Component(id) => args.components.contains(id),
+            crate::artifact::manifest::Target::Static { .. } => true,
+        });
+    }
+    if args.build {
+        build::build(&manifest, &[], progress).await?;
+    }
+    let files = manifest.files()?;
+    Ok(App { manifest, files })
+}
+
+fn report(args: &CheckArgs, rows: &[Row], sizes: &[Size]) -> anyhow::Result<()> {
+    match args.json {
+        true => println!("{}", table::json(rows, sizes)),
+        false => print!("{}", table::text(rows, sizes)),
+    }
+    if rows.is_empty() {
+        bail!(
+            "there are no samples; name them in spin.toml, `samples = [\"samples/*.json\"]` in \
+             `[component.<id>.tool.tenon]` (docs/samples.md)"
+        );
+    }
+    match rows.iter().filter(|row| !row.passed()).count() {
+        0 => Ok(()),
+        failed => bail!("{failed} of {} samples did not pass", rows.len()),
+    }
+}
+
+/// The same app with every model on one backend.
+fn on_backend(manifest: &Manifest, backend: Option<&str>) -> Manifest {
+    let mut manifest = manifest.clone();
+    if let Some(backend) = backend {
+        let models = manifest.components.iter_mut().flat_map(|component| component.models.values_mut());
+        for model in models {
+            model.backend = Some(backend.to_owned());
+        }
+    }
+    manifest
+}
+
+fn wanted<'m>(args: &CheckArgs, manifest: &'m Manifest, function: &Function) -> Option<&'m str> {
+    let is_it = |id: &str| args.components.is_empty() || args.components.iter().any(|wanted| wanted == id);
+    let component =
+        manifest.components.iter().find(|component| manifest.function(component) == function.name)?;
+    is_it(&component.id).then_some(component.id.as_str())
+}
+
+fn backends(function: &Function) -> String {
+    let mut names: Vec<_> = function.revision.models.iter().map(|model| model.backend).collect();
+    names.dedup();
+    names.join(", ")
+}
+
+fn title(path: &str) -> String {
+    let file = path.rsplit('/').next().unwrap_or(path);
+    file.strip_suffix(".json").unwrap_or(file).to_owned()
+}
+
+fn size(function: &Function) -> Size {
+    let revision = &function.revision;
+    let granted = &revision.program.granted().models;
+    let length = |path: &Path| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+    let weights =
+        |model: &crate::backend::ModelFile| length(&model.path) + model.weights.as_deref().map_or(0, length);
+    Size {
+        function: function.name.clone(),
+        backend: backends(function),
+        component: revision.component_bytes,
+        native_code: revision.program.native_bytes() as u64,
+        weights: granted.values().map(|grant| weights(&grant.model.file)).sum(),
+        graphs: granted.values().map(|grant| grant.model.cost_bytes).sum(),
+    }
+}
+
+/// An app that is deployed, and served to nobody.
+struct Bench {
+    deployer: Deployer,
+}
+
+impl Bench {
+    async fn of(
+        manifest: &Manifest,
+        files: &Files,
+        config: &Config,
+        around: Surroundings,
+        fuel: bool,
+    ) -> anyhow::Result<Bench> {
+        let deployer = host::workbench(config.clone(), around, fuel)?;
+        deployer.deploy(manifest, files, &|_| {}).await?;
+        Ok(Bench { deployer })
+    }
+
+    fn snapshot(&self) -> Arc<Snapshot> {
+        self.deployer.functions.snapshot()
+    }
+}
+
+async fn check(
+    args: &CheckArgs,
+    name: &str,
+    path: &Path,
+    files: &BTreeMap<String, PathBuf>,
+    function: &Arc<Function>,
+    bench: &Bench,
+    counting: &Bench,
+) -> Result<Checked, String> {
+    let bytes = sample::read(path).map_err(|error| error.to_string())?;
+    let beside = |file: &str| {
+        let folder = name.rsplit_once('/').map_or(String::new(), |(folder, _)| format!("{folder}/"));
+        let named = files.get(&format!("{folder}{}", file.trim_start_matches("./")))?;
+        sample::read(named).ok().map(Bytes::from)
+    };
+    let golden = Golden::read(&title(name), &bytes, &beside).map_err(|error| error.to_string())?;
+    let snapshot = bench.snapshot();
+    // The first may load the model, and is not measured.
+    let first = samples::run(&golden, function, &snapshot).await.map_err(|error| error.to_string())?;
+    let recorded = args.record && first.verdict == Verdict::NothingExpected;
+    if recorded {
+        let response = first.response.map_err(|error| error.to_string())?;
+        let sample = sample::Sample { response: Some(response), ..golden.sample.clone() };
+        let mut text = serde_json::to_string_pretty(&sample).map_err(|error| error.to_string())?;
+        text.push('\n');
+        std::fs::write(path, text).map_err(|error| format!("cannot write `{}`: {error}", path.display()))?;
+    }
+    let cost = cost::measure(args.repeat, || samples::run(&golden, function, &snapshot)).await;
+    let mut cost = cost.map_err(|error| error.to_string())?;
+    let snapshot = counting.snapshot();
+    let counted = snapshot.functions.iter().find(|other| other.name == function.name);
+    if let Some(counted) = counted {
+        // The first call of an instance's code may differ: caches of the guest's own do not outlive a call.
+        cost.fuel = samples::run(&golden, counted, &snapshot).await.ok().and_then(|ran| ran.usage.fuel);
+    }
+    Ok(Checked { verdict: first.verdict, cost, recorded })
+}
+
+/// How long a measurement may take, whatever was asked for.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// Whether a measurement that began then has taken long enough.
+fn is_long(started: Instant) -> bool {
+    started.elapsed() > LONGEST
+}
