@@ -71,22 +71,22 @@ enum Command {
 /// The Python whose `pip` obtains libraries.
 const PYTHON: &str = "python3";
 
-/// Runs the command that the arguments name, and answers with the status that the program ends with.
-///
-/// # Errors
-/// Says what went wrong and what to do.
-pub fn run() -> anyhow::Result<ExitCode> {
+/// Runs the command that the arguments name, says what went wrong and what to do, and answers with the status that the
+/// program ends with.
+pub fn run() -> ExitCode {
     let cli = Cli::parse();
-    match &cli.command {
-        Command::VetModel => crate::backend::vet::child()?,
-        Command::Diff(args) => return Ok(diff::run(args)),
-        _ => return serve_or_prepare(cli).map(|()| ExitCode::SUCCESS),
-    }
-    Ok(ExitCode::SUCCESS)
+    let trouble = if matches!(cli.command, Command::Diff(_)) { diff::TROUBLE } else { 1 };
+    execute(cli).unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::from(trouble)
+    })
 }
 
-/// What takes the operator's settings.
-fn serve_or_prepare(cli: Cli) -> anyhow::Result<()> {
+fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
+    if let Command::VetModel = cli.command {
+        crate::backend::vet::child()?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let config = Config::load(cli.config.as_deref())?;
     let json = config.log.format == config::LogFormat::Json;
     // Loads and evictions are the host's news, not a measurement's.
@@ -98,6 +98,7 @@ fn serve_or_prepare(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::New(args) => new::run(&args, &progress),
         Command::Build(args) => runtime()?.block_on(build::run(&args, &progress)),
+        Command::Diff(args) => return runtime()?.block_on(diff::run(&args, &config)),
         Command::Sign(args) => runtime()?.block_on(sign::run(&args, &config, &progress)),
         Command::Verify(args) => runtime()?.block_on(verify::run(&args, &config, &progress)),
         Command::Key(args) => key::run(&args, &progress),
@@ -120,8 +121,9 @@ fn serve_or_prepare(cli: Cli) -> anyhow::Result<()> {
                 doctor::Setup { config: &config, backends: &backends, python, pagemap: &resets_by_pagemap };
             doctor::run(&args, &setup)
         }
-        Command::Diff(_) | Command::VetModel => Ok(()),
-    }
+        Command::VetModel => Ok(()),
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Where libraries were installed. What lies there is loaded into this process, so nobody else may write it.

@@ -7,17 +7,22 @@ use std::io::Read as _;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::bail;
+use anyhow::Context as _;
 use clap::Args;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
+use crate::artifact::cache::Cache;
 use crate::artifact::difference::{App, Aspect, DescribeError, Difference, Facts, Side, differences};
-use crate::artifact::manifest::{self, Files, Manifest, Options};
+use crate::artifact::manifest::{self, Manifest};
 use crate::artifact::oci::Digest;
+use crate::artifact::reference::Reference;
+use crate::artifact::registry::{Options, Registry, Report};
+use crate::artifact::unpack::{self, Unpacked, unpack};
+use crate::config::Config;
 
 /// How `diff` and its like tell that they could not compare.
-const TROUBLE: u8 = 2;
+pub const TROUBLE: u8 = 2;
 /// The width of the column that tells what differs.
 const WIDTH: usize = 34;
 
@@ -26,38 +31,30 @@ const WIDTH: usize = 34;
 /// Ends with 0 where they are the same, with 1 where they differ, and with 2 where they cannot be compared.
 #[derive(Args)]
 pub struct DiffArgs {
-    /// The one app: a spin.toml, or a folder with one.
+    /// The one app: a spin.toml, a folder with one, or a reference into a registry.
     before: String,
     /// The other app.
     after: String,
+    /// Speaks to registries without TLS.
+    #[arg(long)]
+    plain_http: bool,
     /// Answers in JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// An app that was found, with all that it is compared by.
-struct Opened {
-    manifest: Manifest,
-    files: Files,
-    /// By component: what an artifact says of its interface.
-    interfaces: BTreeMap<String, serde_json::Value>,
-}
-
 /// Compares, and answers with the status that the program ends with.
-pub fn run(args: &DiffArgs) -> ExitCode {
-    match compare(args) {
-        Ok(false) => ExitCode::SUCCESS,
-        Ok(true) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(TROUBLE)
-        }
-    }
+///
+/// # Errors
+/// Where one of the apps cannot be had; the status is [`TROUBLE`] then.
+pub async fn run(args: &DiffArgs, config: &Config) -> anyhow::Result<ExitCode> {
+    Ok(if compare(args, config).await? { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// Prints what differs; answers whether anything does.
-fn compare(args: &DiffArgs) -> anyhow::Result<bool> {
-    let (before, after) = (facts(&args.before)?, facts(&args.after)?);
+async fn compare(args: &DiffArgs, config: &Config) -> anyhow::Result<bool> {
+    let before = facts(&args.before, args, config).await?;
+    let after = facts(&args.after, args, config).await?;
     let found = differences(&before, &after);
     if args.json {
         let answer = json!({
@@ -73,26 +70,43 @@ fn compare(args: &DiffArgs) -> anyhow::Result<bool> {
     Ok(!found.is_empty())
 }
 
-fn facts(what: &str) -> anyhow::Result<Facts> {
-    let Opened { manifest, files, interfaces } = open(what)?;
-    let app = App { manifest: &manifest, files: &files, interfaces: &interfaces, digest: &digest };
-    Ok(Facts::of(&app)?)
+async fn facts(what: &str, args: &DiffArgs, config: &Config) -> anyhow::Result<Facts> {
+    match manifest::find(Path::new(what)) {
+        Some(path) => local(&path),
+        None => pulled(what, args, config).await.with_context(|| format!("`{what}`")),
+    }
 }
 
-fn open(what: &str) -> anyhow::Result<Opened> {
-    let Some(path) = manifest::find(Path::new(what)) else {
-        bail!("there is no spin.toml at `{what}` or above it");
-    };
+fn local(path: &Path) -> anyhow::Result<Facts> {
     // Values of variables are the host's affair, not the app's.
-    let options = Options {
+    let options = manifest::Options {
         profile: None,
         variables: &BTreeMap::new(),
         environment: &|_| None,
         values_required: false,
     };
-    let manifest = Manifest::load(&path, &options)?;
+    let manifest = Manifest::load(path, &options)?;
     let files = manifest.files()?;
-    Ok(Opened { manifest, files, interfaces: BTreeMap::new() })
+    let interfaces = BTreeMap::new();
+    Ok(Facts::of(&App { manifest: &manifest, files: &files, interfaces: &interfaces, digest: &digest })?)
+}
+
+/// The app that a reference leads to. Nothing of it is run, so nobody needs to have signed it.
+async fn pulled(what: &str, args: &DiffArgs, config: &Config) -> anyhow::Result<Facts> {
+    let reference: Reference = what.parse().context("there is no such file, and it is no reference either")?;
+    let cache = Cache::bounded(&config.cache_dir()?, config.cache.max_bytes())?;
+    let registry = Registry::new(Options::new(&config.registry, args.plain_http))?;
+    let blobs = cache.blobs();
+    let pulled = registry.pull(&reference, &blobs, &Report::none()).await?;
+    let options = unpack::Options {
+        name: what,
+        variables: &BTreeMap::new(),
+        environment: &|_| None,
+        values_required: false,
+        max_unpacked_bytes: config.registry.max_artifact_mib << 20,
+    };
+    let Unpacked { manifest, files, interfaces, .. } = unpack(&pulled.manifest, &blobs, &options)?;
+    Ok(Facts::of(&App { manifest: &manifest, files: &files, interfaces: &interfaces, digest: &digest })?)
 }
 
 /// The digest and the bytes of a file, which is read in pieces.
@@ -207,8 +221,8 @@ fn summary(found: &[Difference], before: &Facts, after: &Facts) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn apps_are_compared_by_their_files() {
+    #[tokio::test]
+    async fn apps_are_compared_by_their_files() {
         let folder = tempfile::tempdir().unwrap();
         let app = |name: &str, model: &[u8], limit: u32| {
             let folder = folder.path().join(name);
@@ -222,12 +236,16 @@ mod tests {
             folder.display().to_string()
         };
         let (one, same, other) = (app("1", b"x", 8), app("2", b"x", 8), app("3", b"longer", 16));
-        let compare = |before: &str, after: &str| {
-            compare(&DiffArgs { before: before.to_owned(), after: after.to_owned(), json: false })
+        let config = Config::default();
+        let compare = async |before: &str, after: &str| {
+            let (before, after) = (before.to_owned(), after.to_owned());
+            compare(&DiffArgs { before, after, plain_http: false, json: false }, &config).await
         };
-        assert!(!compare(&one, &same).unwrap());
-        assert!(compare(&one, &other).unwrap());
-        assert!(compare(&one, "/nowhere").unwrap_err().to_string().contains("no spin.toml"));
+        assert!(!compare(&one, &same).await.unwrap());
+        assert!(compare(&one, &other).await.unwrap());
+        let error = format!("{:#}", compare(&one, "./Nowhere").await.unwrap_err());
+        assert!(error.contains("`./Nowhere`: there is no such file, and it is no reference"), "{error}");
+        let facts = |app: &str| local(&Path::new(app).join("spin.toml"));
         let (before, after) = (facts(&one).unwrap(), facts(&other).unwrap());
         let found = differences(&before, &after);
         let expected = format!(

@@ -5,7 +5,7 @@
 //! reason when a login fails; and hides statuses and headers (`Retry-After`, `Content-Range`, digests) that decide
 //! here. Redirects are followed here rather than by reqwest, so that no credentials can go along.
 
-use std::error::Error as _;
+use std::error::Error;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -96,9 +96,12 @@ impl Client {
             let builder = reqwest::Client::builder()
                 .user_agent(concat!("tenon/", env!("CARGO_PKG_VERSION")))
                 .redirect(reqwest::redirect::Policy::none())
-                .connect_timeout(CONNECT)
+                .connect_timeout(CONNECT.min(options.stall()))
                 .tls_certs_merge(authorities.clone());
-            change(builder).build().map_err(|error| RegistryError::Client(reason(&error)))
+            change(builder).build().map_err(|error| match &options.settings.ca {
+                Some(path) => RegistryError::Authorities { path: path.clone(), reason: reason(&error) },
+                None => RegistryError::Client(reason(&error)),
+            })
         };
         let (outside, local) = (build(|builder| builder)?, build(reqwest::ClientBuilder::no_proxy)?);
         let (authorizations, reached) = (Authorizations::default(), AtomicBool::new(false));
@@ -238,11 +241,12 @@ impl Client {
         registry: &str,
         what: &str,
     ) -> Result<Response, Failure> {
-        let bound = CONNECT + self.options.stall();
+        let stall = self.options.stall();
+        let bound = CONNECT.min(stall) + stall;
         let response = match tokio::time::timeout(bound, request.send()).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => return Err(self.unsent(error, registry, what)),
-            Err(_) => return Err(broken(registry, what, &format!("no answer within {} s", bound.as_secs()))),
+            Err(_) => return Err(broken(registry, what, &format!("no answer within {} s", bound.as_secs_f32()))),
         };
         self.reached.store(true, Ordering::Relaxed);
         Ok(response)
@@ -451,20 +455,14 @@ pub(super) fn reason(error: &reqwest::Error) -> String {
 }
 
 /// The failure of TLS among the reasons.
-fn tls(error: &reqwest::Error) -> Option<&rustls::Error> {
-    let mut source = error.source();
-    while let Some(inner) = source {
-        if let Some(found) = inner.downcast_ref::<rustls::Error>() {
-            return Some(found);
-        }
-        // An I/O error hides what it was made of from `source`.
-        let hidden = inner.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        if let Some(found) = hidden.and_then(|hidden| hidden.downcast_ref::<rustls::Error>()) {
-            return Some(found);
-        }
-        source = inner.source();
+fn tls<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e rustls::Error> {
+    if let Some(found) = error.downcast_ref::<rustls::Error>() {
+        return Some(found);
     }
-    None
+    // An I/O error hides what it was made of from `source`.
+    let hidden = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    let inner = hidden.map(|hidden| hidden as &(dyn Error + 'static)).or_else(|| error.source());
+    inner.and_then(tls)
 }
 
 /// Whether an answer is a web page, which no registry sends.

@@ -70,7 +70,7 @@ pub(super) async fn ask(
 }
 
 /// Runs a program, and answers whether it succeeded and what it printed. It is killed where this is dropped.
-async fn run(program: &str, server: &str) -> io::Result<(bool, Vec<u8>)> {
+pub(super) async fn run(program: &str, server: &str) -> io::Result<(bool, Vec<u8>)> {
     let mut child = Command::new(program)
         .arg("get")
         .stdin(Stdio::piped())
