@@ -93,7 +93,8 @@ fn local(path: &Path) -> anyhow::Result<Facts> {
 
 /// The app that a reference leads to. Nothing of it is run, so nobody needs to have signed it.
 async fn pulled(what: &str, args: &DiffArgs, config: &Config) -> anyhow::Result<Facts> {
-    let reference: Reference = what.parse().context("there is no such file, and it is no reference either")?;
+    let reference: Reference =
+        what.parse().context("there is no such file, and it is no reference either")?;
     let cache = Cache::bounded(&config.cache_dir()?, config.cache.max_bytes())?;
     let registry = Registry::new(Options::new(&config.registry, args.plain_http))?;
     let blobs = cache.blobs();

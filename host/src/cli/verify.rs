@@ -69,6 +69,7 @@ fn named(files: &[PathBuf]) -> anyhow::Result<Policy> {
 }
 
 fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let written = path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| std::fs::write(path, bytes));
+    let written =
+        path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| std::fs::write(path, bytes));
     written.with_context(|| format!("`{}` cannot be written", path.display()))
 }

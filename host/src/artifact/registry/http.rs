@@ -246,7 +246,9 @@ impl Client {
         let response = match tokio::time::timeout(bound, request.send()).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => return Err(self.unsent(error, registry, what)),
-            Err(_) => return Err(broken(registry, what, &format!("no answer within {} s", bound.as_secs_f32()))),
+            Err(_) => {
+                return Err(broken(registry, what, &format!("no answer within {} s", bound.as_secs_f32())));
+            }
         };
         self.reached.store(true, Ordering::Relaxed);
         Ok(response)

@@ -90,7 +90,8 @@ fn noise(length: usize, seed: u64) -> Vec<u8> {
 fn manifest_of(layers: &[&[u8]]) -> ImageManifest {
     let descriptor = |bytes: &[u8]| Descriptor::new("application/x", Digest::of(bytes), bytes.len() as u64);
     let config = Descriptor { media_type: "application/vnd.oci.empty.v1+json".into(), ..descriptor(b"{}") };
-    let layers = layers.iter().enumerate().map(|(index, bytes)| descriptor(bytes).titled(&format!("l{index}.bin")));
+    let layers =
+        layers.iter().enumerate().map(|(index, bytes)| descriptor(bytes).titled(&format!("l{index}.bin")));
     ImageManifest::new(config, layers.collect())
 }
 
@@ -101,4 +102,3 @@ fn assert_says(error: impl std::fmt::Display, expected: &[&str]) {
         assert!(error.contains(part), "`{part}` is not in: {error}");
     }
 }
-

@@ -23,7 +23,9 @@ pub enum SignError {
     Blobs(#[from] BlobError),
     #[error(transparent)]
     Full(#[from] Full),
-    #[error("what lies under `{reference}` is not an image of signatures: {error}; remove it from the registry")]
+    #[error(
+        "what lies under `{reference}` is not an image of signatures: {error}; remove it from the registry"
+    )]
     Image { reference: Reference, error: ManifestError },
 }
 
@@ -34,7 +36,9 @@ pub enum VerifyError {
     Policy(#[from] PolicyError),
     #[error("`{reference}` may not be served: {error}")]
     Signature { reference: Reference, error: SignatureError },
-    #[error("the signatures of `{reference}` cannot be had, and none that is trusted is in the cache: {error}")]
+    #[error(
+        "the signatures of `{reference}` cannot be had, and none that is trusted is in the cache: {error}"
+    )]
     Registry { reference: Reference, error: RegistryError },
     #[error("the signatures of `{reference}` are not in the cache, and no registry is asked")]
     Offline { reference: Reference },
@@ -113,9 +117,8 @@ pub async fn verified<'p>(
     let identity = same_repository.then_some(repository.as_str());
     let place = reference(artifact, digest);
     let judge = |signatures: &[Signed]| {
-        verify(&keys, digest, signatures, identity).map_err(|error| {
-            VerifyError::Signature { reference: artifact.clone(), error }
-        })
+        verify(&keys, digest, signatures, identity)
+            .map_err(|error| VerifyError::Signature { reference: artifact.clone(), error })
     };
     let Some(registry) = registry else {
         let kept = kept(blobs, &place).await?;
@@ -126,7 +129,8 @@ pub async fn verified<'p>(
             let key = judge(&gathered.signatures)?;
             if let Some(manifest) = gathered.manifest {
                 let (store, name) = (blobs.clone(), place.to_string());
-                blocking(move || store.put(&manifest).and_then(|digest| store.remember(&name, &digest))).await?;
+                blocking(move || store.put(&manifest).and_then(|digest| store.remember(&name, &digest)))
+                    .await?;
             }
             return Ok(Some(key));
         }
@@ -163,7 +167,9 @@ struct Gathered {
 async fn gather(registry: &Registry, blobs: &Blobs, place: &Reference) -> Result<Gathered, RegistryError> {
     let bytes = match registry.manifest(place).await {
         Ok((_, bytes)) => bytes,
-        Err(RegistryError::NoManifest { .. }) => return Ok(Gathered { manifest: None, signatures: Vec::new() }),
+        Err(RegistryError::NoManifest { .. }) => {
+            return Ok(Gathered { manifest: None, signatures: Vec::new() });
+        }
         Err(error) => return Err(error),
     };
     let parsed = ImageManifest::parse(&bytes);

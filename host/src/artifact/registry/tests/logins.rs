@@ -68,7 +68,8 @@ async fn an_identity_token_is_exchanged() {
         let host = asked.header("host");
         if asked.path == "/token" {
             let form = String::from_utf8(asked.body.clone()).unwrap();
-            let right = form.starts_with("grant_type=refresh_token&refresh_token=i%26d&client_id=tenon&scope=repo");
+            let right =
+                form.starts_with("grant_type=refresh_token&refresh_token=i%26d&client_id=tenon&scope=repo");
             assert!(asked.method == "POST" && right, "{form}");
             return Some(Reply::new(200, r#"{"access_token": "t"}"#));
         }
@@ -105,7 +106,10 @@ async fn what_is_refused_says_whose_credentials_were_shown() {
     assert_says(&error, &["lets nobody pull from", "`podman login "]);
     let bench = Bench::new().with_credentials(&server.address, &format!(r#"{{"auth": "{AUTH}"}}"#));
     let error = bench.pull(&server).await.unwrap_err();
-    assert_says(&error, &["does not let the user of `", "config.json`", "pull from `acme/digits`", "log in anew"]);
+    assert_says(
+        &error,
+        &["does not let the user of `", "config.json`", "pull from `acme/digits`", "log in anew"],
+    );
     assert!(!format!("{error} {error:?}").contains("secret"));
     let forbidding = Server::start(|_, _| {
         Some(Reply::new(403, r#"{"errors": [{"code": "DENIED", "message": "not\nyou\u0007"}]}"#))

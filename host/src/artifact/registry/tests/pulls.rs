@@ -68,7 +68,10 @@ async fn another_command_goes_on_where_one_was_given_up() {
     let mut bench = Bench::new();
     bench.options.settings.transfers = 1;
     let error = bench.pull(&broken).await.unwrap_err();
-    assert_says(&error, &["answered the transfer of layer `l0.bin`", "with 503", "tried 4 times", "goes on from there"]);
+    assert_says(
+        &error,
+        &["answered the transfer of layer `l0.bin`", "with 503", "tried 4 times", "goes on from there"],
+    );
     let whole = Server::honest().await;
     whole.put(&manifest_of(&[&layer]), &[&layer]);
     let pulled = bench.pull(&whole).await.unwrap();
@@ -96,7 +99,8 @@ async fn a_whole_answer_to_a_range_is_skipped_into() {
 
 #[tokio::test]
 async fn another_part_than_was_asked_for_is_not_taken() {
-    for range in ["bytes 0-299999/300000", "bytes 99999-299999/300000", "bytes 100000-300000/300000", "x", ""] {
+    for range in ["bytes 0-299999/300000", "bytes 99999-299999/300000", "bytes 100000-300000/300000", "x", ""]
+    {
         let layer = noise(LAYER, 1);
         let digest = Digest::of(&layer);
         let bytes = layer.clone();
@@ -160,8 +164,10 @@ async fn check(answer: impl Fn(&Asked, &[u8]) -> Reply + Send + Sync + 'static, 
 async fn layers_that_are_not_what_the_manifest_says_are_refused() {
     let bench = check(|_, bytes| Reply::new(200, noise(bytes.len(), 9)), &["has the digest sha256:"]).await;
     assert_eq!(bench.partial(), [0; 0]);
-    check(|_, bytes| Reply::new(200, &bytes[..1000]), &["has 1000 bytes at the registry", "300000 bytes in"]).await;
-    check(|_, bytes| Reply::new(200, &bytes[..1000]).unannounced(), &["bytes at the registry", "tried 4"]).await;
+    check(|_, bytes| Reply::new(200, &bytes[..1000]), &["has 1000 bytes at the registry", "300000 bytes in"])
+        .await;
+    check(|_, bytes| Reply::new(200, &bytes[..1000]).unannounced(), &["bytes at the registry", "tried 4"])
+        .await;
     check(|_, bytes| Reply::new(200, [bytes, b"x"].concat()), &["has 300001 bytes at the registry"]).await;
     check(|_, bytes| Reply::new(200, bytes).endless(), &["has more at the registry"]).await;
     check(|_, _| Reply::new(404, ""), &["is not at the registry", "push it again"]).await;
@@ -248,8 +254,13 @@ async fn manifests_that_are_none_are_told_apart() {
         server.shelf.manifests.lock().unwrap().insert("v1".to_owned(), Vec::new());
         assert_says(Bench::new().pull(&server).await.unwrap_err(), expected);
     }
-    check(|_, _| None, &["there is no `127.0.0.1:", "acme/digits:latest`", "the tags of `acme/digits` are `v1`"]).await;
-    let page = |status| Reply::new(status, "<html>\u{1b}</html>").header("content-type", "text/html; charset=x");
+    check(
+        |_, _| None,
+        &["there is no `127.0.0.1:", "acme/digits:latest`", "the tags of `acme/digits` are `v1`"],
+    )
+    .await;
+    let page =
+        |status| Reply::new(status, "<html>\u{1b}</html>").header("content-type", "text/html; charset=x");
     check(move |_, _| Some(page(200)), &["a web page", "the registry's name?"]).await;
     check(move |_, _| Some(page(404)), &["a web page, status 404", "the registry's name?"]).await;
     check(|_, _| Some(Reply::new(200, "hello")), &["what is no JSON"]).await;
@@ -268,7 +279,8 @@ async fn manifests_that_are_none_are_told_apart() {
         &["came with the digest", "changed it"],
     )
     .await;
-    check(|_, _| Some(Reply::new(200, "{}").stall(0)), &["broke during the request for", "tried 4 times"]).await;
+    check(|_, _| Some(Reply::new(200, "{}").stall(0)), &["broke during the request for", "tried 4 times"])
+        .await;
 }
 
 #[tokio::test]

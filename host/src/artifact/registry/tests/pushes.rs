@@ -41,7 +41,8 @@ async fn only_what_a_registry_lacks_is_sent() {
     let more = push(&bench, &server, &next).await.unwrap();
     assert_eq!(more, Moved { bytes: 50, present: 701_002, layers: 1 });
     let other = Bench::new();
-    let pulled = other.registry().pull(&server.reference("new"), &other.blobs(), &Report::none()).await.unwrap();
+    let pulled =
+        other.registry().pull(&server.reference("new"), &other.blobs(), &Report::none()).await.unwrap();
     assert_eq!(pulled.manifest, next);
 }
 
@@ -62,7 +63,8 @@ async fn what_another_repository_has_is_mounted() {
         .collect();
     let to = server.reference("new");
     let registry = bench.registry();
-    let moved = registry.push_mounting(&to, &manifest, &bench.blobs(), &sources, &bench.report()).await.unwrap();
+    let moved =
+        registry.push_mounting(&to, &manifest, &bench.blobs(), &sources, &bench.report()).await.unwrap();
     assert_eq!(moved, Moved { bytes: 0, present: 1002, layers: 0 });
     assert_eq!(of_uploads(&server, "POST").len(), 2);
     assert!(bench.told().contains(&What::Mounted));
@@ -73,13 +75,11 @@ async fn a_mount_that_fails_is_an_upload() {
     let layer = noise(1000, 1);
     let bench = Bench::new();
     let manifest = packed(&bench, &[&layer]).await;
-    let server = Server::start(|asked, _| {
-        (asked.method == "DELETE").then(|| Reply::new(204, ""))
-    })
-    .await;
+    let server = Server::start(|asked, _| (asked.method == "DELETE").then(|| Reply::new(204, ""))).await;
     let source = [format!("{}/acme/model:1", server.address).parse().unwrap()];
     let (registry, to) = (bench.registry(), server.reference("new"));
-    let moved = registry.push_mounting(&to, &manifest, &bench.blobs(), &source, &bench.report()).await.unwrap();
+    let moved =
+        registry.push_mounting(&to, &manifest, &bench.blobs(), &source, &bench.report()).await.unwrap();
     assert_eq!(moved.bytes, 1002);
     // What it opened instead is closed again.
     assert_eq!(of_uploads(&server, "DELETE").len(), 2);
@@ -92,13 +92,16 @@ async fn a_registry_that_takes_no_blob_whole_gets_it_in_chunks() {
         let bench = Bench::new();
         let manifest = packed(&bench, &[&layer]).await;
         let server = Server::start(move |asked, _| {
-            let is_whole = asked.method == "PUT" && asked.path.contains("/uploads/") && asked.body.len() > 100;
+            let is_whole =
+                asked.method == "PUT" && asked.path.contains("/uploads/") && asked.body.len() > 100;
             is_whole.then(|| Reply::new(status, ""))
         })
         .await;
         push(&bench, &server, &manifest).await.unwrap();
-        let ranges: Vec<_> =
-            of_uploads(&server, "PATCH").iter().map(|asked| asked.header("content-range").to_owned()).collect();
+        let ranges: Vec<_> = of_uploads(&server, "PATCH")
+            .iter()
+            .map(|asked| asked.header("content-range").to_owned())
+            .collect();
         assert_eq!(ranges, ["0-16777215", "16777216-33554431", "33554432-41943039"], "{status}");
         assert_eq!(server.shelf.blobs.lock().unwrap()[&Digest::of(&layer)].len(), 40 << 20);
     }
@@ -156,8 +159,16 @@ async fn registries_that_refuse_a_push_are_quoted() {
     }
     let invalid = r#"{"errors": [{"code": "X", "message": "no"}, {"code": "Y"}]}"#;
     let is_put = |asked: &Asked, of: &str| asked.method == "PUT" && asked.path.contains(of);
-    check(move |a| is_put(a, "/manifests/").then(|| Reply::new(400, invalid)), &["the push of `127", "with 400: no; Y"]).await;
-    check(move |a| is_put(a, "/uploads/").then(|| Reply::new(400, invalid)), &["the push of layer `", "with 400: no; Y"]).await;
+    check(
+        move |a| is_put(a, "/manifests/").then(|| Reply::new(400, invalid)),
+        &["the push of `127", "with 400: no; Y"],
+    )
+    .await;
+    check(
+        move |a| is_put(a, "/uploads/").then(|| Reply::new(400, invalid)),
+        &["the push of layer `", "with 400: no; Y"],
+    )
+    .await;
     let other = Digest::of(b"other");
     check(
         move |a| is_put(a, "/manifests/").then(|| Reply::new(201, "").header("docker-content-digest", other)),
@@ -169,8 +180,10 @@ async fn registries_that_refuse_a_push_are_quoted() {
         &["it took it for sha256:"],
     )
     .await;
-    check(|a| (a.method == "POST").then(|| Reply::new(202, "")), &["no address where the upload goes on"]).await;
-    check(|a| (a.method == "POST").then(|| Reply::new(403, "")), &["lets nobody push to `acme/digits`"]).await;
+    check(|a| (a.method == "POST").then(|| Reply::new(202, "")), &["no address where the upload goes on"])
+        .await;
+    check(|a| (a.method == "POST").then(|| Reply::new(403, "")), &["lets nobody push to `acme/digits`"])
+        .await;
     check(|a| (a.method == "HEAD").then(|| Reply::new(500, "")), &["with 500", "tried 4"]).await;
 }
 
@@ -179,7 +192,10 @@ async fn what_is_not_in_the_store_cannot_be_pushed() {
     let bench = Bench::new();
     let manifest = manifest_of(&[b"missing"]);
     let server = Server::honest().await;
-    assert_says(push(&bench, &server, &manifest).await.unwrap_err(), &["is not in the cache", "package or pull"]);
+    assert_says(
+        push(&bench, &server, &manifest).await.unwrap_err(),
+        &["is not in the cache", "package or pull"],
+    );
     let mut lying = packed(&bench, &[b"abc"]).await;
     lying.layers[0].size = 5;
     assert_says(push(&bench, &server, &lying).await.unwrap_err(), &["it has 3 bytes, and 5 in the manifest"]);

@@ -117,7 +117,8 @@ async fn a_registry_takes_from_its_other_repositories() {
     let (registry, model) = (bench.registry(), real.reference("acme/model:1"));
     registry.push(&model, &manifest, &bench.blobs(), &Report::none()).await.unwrap();
     let app = real.reference("acme/app:1");
-    let moved = registry.push_mounting(&app, &manifest, &bench.blobs(), &[model], &Report::none()).await.unwrap();
+    let moved =
+        registry.push_mounting(&app, &manifest, &bench.blobs(), &[model], &Report::none()).await.unwrap();
     assert_eq!(moved, Moved { bytes: 0, present: (1 << 20) + 2, layers: 0 });
     bench.registry().manifest(&app).await.unwrap();
 }
@@ -169,7 +170,8 @@ async fn a_broken_push_arrives_whole() {
     assert!(again >= 1, "{:?}", bench.told());
     eprintln!("moved {} bytes in {again} more attempts", moved.bytes);
     let other = Bench::new();
-    let pulled = other.registry().pull(&real.reference("acme/digits:1"), &other.blobs(), &Report::none()).await;
+    let pulled =
+        other.registry().pull(&real.reference("acme/digits:1"), &other.blobs(), &Report::none()).await;
     assert_eq!(pulled.unwrap().manifest, manifest);
     assert!(Path::new(&other.blobs().path(&Digest::of(&layer))).exists());
 }

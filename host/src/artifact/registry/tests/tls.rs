@@ -68,7 +68,8 @@ async fn plain_http_is_spoken_only_where_it_is_asked_for() {
     assert!(server.asked().is_empty());
     bench.options.settings.insecure = vec!["localhost:1".to_owned(), server.address.clone()];
     bench.pull(&server).await.unwrap();
-    let go = Server::start(|_, _| Some(Reply::new(400, "Client sent an HTTP request to an HTTPS server.\n"))).await;
+    let go = Server::start(|_, _| Some(Reply::new(400, "Client sent an HTTP request to an HTTPS server.\n")))
+        .await;
     let error = Bench::new().pull(&go).await.unwrap_err();
     assert_says(&error, &["speaks TLS, not plain HTTP", "leave out `--plain-http`"]);
 }
