@@ -25,8 +25,11 @@ pub mod key;
 pub mod new;
 pub mod progress;
 pub mod sign;
+pub mod spin_plugin;
+pub mod trigger;
 pub mod tune;
 pub mod up;
+mod variables;
 pub mod verify;
 pub mod watch;
 
@@ -63,6 +66,10 @@ enum Command {
     Cache(cache::CacheArgs),
     /// Tells what is wrong with a setup, and the command that mends it.
     Doctor(doctor::DoctorArgs),
+    SpinPlugin(spin_plugin::SpinPluginArgs),
+    /// Serves an app that Spin hands over; Spin starts this by itself.
+    #[command(name = trigger::NAME, hide = true)]
+    Trigger(trigger::TriggerArgs),
     /// Tries a model out; the host starts this by itself.
     #[command(name = crate::backend::vet::CHILD_COMMAND, hide = true)]
     VetModel,
@@ -74,7 +81,7 @@ const PYTHON: &str = "python3";
 /// Runs the command that the arguments name, says what went wrong and what to do, and answers with the status that the
 /// program ends with.
 pub fn run() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(trigger::arguments());
     let trouble = if matches!(cli.command, Command::Diff(_)) { diff::TROUBLE } else { 1 };
     execute(cli).unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
@@ -106,6 +113,8 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Conformance(args) => conformance::run(&args, &progress),
         Command::Tune(args) => runtime()?.block_on(tune::run(&args, config, &progress)),
         Command::Cache(args) => cache::run(&args, &config, &progress),
+        Command::SpinPlugin(args) => spin_plugin::run(&args, &progress),
+        Command::Trigger(args) => runtime()?.block_on(trigger::run(args, config, &progress)),
         Command::Up(args) => runtime()?.block_on(up::run(args, config, &progress)),
         Command::Backend(args) => {
             let libraries = trusted_libraries(&config)?;

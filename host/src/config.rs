@@ -410,6 +410,28 @@ pub fn variable(name: &str) -> Option<String> {
     std::env::var(format!("SPIN_VARIABLE_{}", name.to_ascii_uppercase())).ok()
 }
 
+/// The app that Spin hands to a trigger, in the environment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Handover {
+    /// `SPIN_LOCKED_URL`: the URL of the file of the locked app.
+    pub locked_url: String,
+    /// `SPIN_WORKING_DIR`: a folder of Spin's, which is gone when it ends.
+    pub working_dir: PathBuf,
+    /// `SPIN_LOCAL_APP_DIR`: the folder of spin.toml, where the app comes from one.
+    pub local_app_dir: Option<PathBuf>,
+}
+
+impl Handover {
+    /// What the environment of this process has; `None` where Spin did not start it as a trigger.
+    pub fn find() -> Option<Self> {
+        Some(Self {
+            locked_url: environment("SPIN_LOCKED_URL")?,
+            working_dir: environment("SPIN_WORKING_DIR")?.into(),
+            local_app_dir: environment("SPIN_LOCAL_APP_DIR").map(PathBuf::from),
+        })
+    }
+}
+
 /// The password of a private key from `TENON_KEY_PASSWORD`, or `COSIGN_PASSWORD`; one that is set to nothing is an
 /// empty password.
 pub fn key_password() -> Option<String> {

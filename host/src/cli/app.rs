@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Args;
 
 use crate::artifact::manifest::{self, Files, Manifest, Options};
@@ -19,7 +19,7 @@ pub struct AppArgs {
     #[arg(long, value_name = "NAME")]
     pub profile: Option<String>,
     /// The value of an app variable.
-    #[arg(long = "variable", value_name = "NAME=VALUE")]
+    #[arg(long = "variable", value_name = "NAME=VALUE | NAME=@FILE | @FILE.json | @FILE.toml")]
     pub variables: Vec<String>,
 }
 
@@ -48,12 +48,8 @@ impl AppArgs {
     /// The values of variables that the arguments give.
     ///
     /// # Errors
-    /// Where one has no `=`.
+    /// Where one is of no known form, or names a file that cannot be read.
     pub fn variables(&self) -> anyhow::Result<BTreeMap<String, String>> {
-        let variables = self.variables.iter().map(|variable| {
-            let (name, value) = variable.split_once('=').context("--variable takes NAME=VALUE")?;
-            Ok((name.to_owned(), value.to_owned()))
-        });
-        variables.collect()
+        super::variables::read(&self.variables)
     }
 }

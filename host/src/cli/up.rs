@@ -1,6 +1,5 @@
 //! `tenon up`: builds if asked, serves the app, and stops in order.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,10 +8,11 @@ use anyhow::{Context, bail};
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::build;
 use super::progress::{Progress, elapsed};
 use super::watch::Watcher;
-use crate::artifact::manifest::{self, Manifest, Options};
+use super::{build, variables};
+use crate::artifact::manifest::{self, Files, Manifest, Options};
+use crate::artifact::signature::policy::Policy;
 use crate::config::{self, Config};
 use crate::deploy::Step;
 use crate::function::{Function, Route, Target};
@@ -39,7 +39,7 @@ pub struct UpArgs {
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
     /// The value of an app variable.
-    #[arg(long = "variable", value_name = "NAME=VALUE")]
+    #[arg(long = "variable", value_name = "NAME=VALUE | NAME=@FILE | @FILE.json | @FILE.toml")]
     variables: Vec<String>,
 }
 
@@ -49,6 +49,7 @@ pub struct UpArgs {
 /// Where the app or the host is not in order, or not all calls ended before the host did.
 pub async fn run(args: UpArgs, mut config: Config, progress: &Progress) -> anyhow::Result<()> {
     let app = load(&args)?;
+    Policy::load(&config.signatures)?.admit_local(&app.path.display().to_string())?;
     for warning in &app.warnings {
         progress.warn(warning);
     }
@@ -59,19 +60,47 @@ pub async fn run(args: UpArgs, mut config: Config, progress: &Progress) -> anyho
         config.listen.http = listen;
     }
     let logs = config.log.dir.clone().unwrap_or_else(|| app.dir.join(".tenon/logs"));
-    let program = std::env::current_exe().context("cannot find out which program this is")?;
-    let place = format!("{}, what functions print and their panics", logs.display());
-    let host = Host::start(config, Surroundings { program, logs }).await?;
-    let report = |step: Step| progress.say("Ready", format!("{} ({})", step.what, elapsed(step.took)));
-    host.deployer.deploy(&app, &app.files()?, &report).await?;
-    // Before anyone is told that this serves: who hears it may stop it at once.
-    let mut stop = StopSignal::listen()?;
-    progress.say("Logs", place);
-    announce(&host, &app, progress);
+    let (host, mut stop) = start(config, &app, &app.files()?, logs, progress).await?;
     tokio::select! {
         stopped = stop.wait() => stopped?,
         never = watch(&args, &app, &host, progress), if args.watch => never?,
     }
+    end(host, stop, progress).await
+}
+
+/// Starts a host that serves an app, and tells what it serves. Functions' own output goes to `logs`.
+///
+/// # Errors
+/// Where the app or the host is not in order.
+pub(super) async fn start(
+    config: Config,
+    app: &Manifest,
+    files: &Files,
+    logs: PathBuf,
+    progress: &Progress,
+) -> anyhow::Result<(Host, StopSignal)> {
+    let program = std::env::current_exe().context("cannot find out which program this is")?;
+    let place = format!("{}, what functions print and their panics", logs.display());
+    let host = Host::start(config, Surroundings { program, logs }).await?;
+    let report = |step: Step| progress.say("Ready", format!("{} ({})", step.what, elapsed(step.took)));
+    host.deployer.deploy(app, files, &report).await?;
+    // Before anyone is told that this serves: who hears it may stop it at once.
+    let stop = StopSignal::listen()?;
+    progress.say("Logs", place);
+    announce(&host, app, progress);
+    Ok((host, stop))
+}
+
+/// Serves until a signal says to stop, and then finishes what runs.
+///
+/// # Errors
+/// Where not all calls ended before the host did.
+pub(super) async fn serve(host: Host, mut stop: StopSignal, progress: &Progress) -> anyhow::Result<()> {
+    stop.wait().await?;
+    end(host, stop, progress).await
+}
+
+async fn end(host: Host, mut stop: StopSignal, progress: &Progress) -> anyhow::Result<()> {
     progress.say("Stopping", "finishing what runs; once more stops at once");
     tokio::select! {
         ended = host.drain() => {
@@ -91,11 +120,7 @@ fn load(args: &UpArgs) -> anyhow::Result<Manifest> {
     let Some(path) = manifest::find(&args.from) else {
         bail!("there is no spin.toml at `{}` or above it; `tenon new` makes an app", args.from.display());
     };
-    let variables = args.variables.iter().map(|variable| {
-        let (name, value) = variable.split_once('=').context("--variable takes NAME=VALUE")?;
-        Ok((name.to_owned(), value.to_owned()))
-    });
-    let variables = variables.collect::<anyhow::Result<BTreeMap<_, _>>>()?;
+    let variables = variables::read(&args.variables)?;
     let options = Options {
         profile: args.profile.as_deref(),
         variables: &variables,
@@ -250,7 +275,7 @@ fn looks_like(path: &Path, media_type: &str) -> bool {
 }
 
 /// The signals that ask to stop: SIGTERM, and ctrl-c.
-struct StopSignal {
+pub(super) struct StopSignal {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
 }
