@@ -17,6 +17,8 @@ mod nn;
 mod oip;
 mod request;
 mod residency;
+mod signatures;
+mod spin;
 mod stock;
 mod tidy;
 mod tls;

@@ -39,7 +39,9 @@ pub struct Signed {
 /// Why an artifact counts as not signed.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum SignatureError {
-    #[error("{digest} has no signature; sign it with `tenon sign` or `cosign sign --key`")]
+    #[error(
+        "{digest} has no signature; sign it with `tenon sign`, or with `cosign sign --key` and `--new-bundle-format=false`"
+    )]
     None { digest: Digest },
     #[error(
         "{digest} is not signed by a key that is trusted for it ({trusted}): {}",

@@ -415,3 +415,41 @@ fn the_policy_says_who_must_have_signed() {
     let error = Policy::load(&broken).unwrap_err().to_string();
     assert!(error.contains("`gone`") && error.contains("/nowhere.pub"), "{error}");
 }
+
+#[tokio::test]
+async fn the_cache_stands_in_for_a_registry_that_cannot_be_asked() {
+    use crate::artifact::blobs::Blobs;
+    use crate::artifact::registry::{Options, Registry};
+    use transfer::{VerifyError, verified};
+
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("cache")).unwrap();
+    let blobs = Blobs::open(&folder.path().join("cache"), 0).unwrap();
+    let (ours, other) = (new_key(), new_key());
+    let digest = Digest::of(b"artifact");
+    let artifact = "127.0.0.1:1/team/app:v1".parse().unwrap();
+    let policy = Policy::trusting(vec![ours.public("ours")]);
+    let settings = config::Registry { retries: 0, stall_ms: 500, ..config::Registry::default() };
+    let unreachable = Registry::new(Options::new(&settings, true)).unwrap();
+    let nobody = Policy::default();
+    let stranger = Policy::trusting(vec![other.public("other")]);
+    let ask = async |registry, policy| verified(registry, &blobs, &artifact, digest, policy).await;
+
+    assert!(matches!(ask(None, &policy).await, Err(VerifyError::Offline { .. })));
+    assert!(matches!(ask(Some(&unreachable), &policy).await, Err(VerifyError::Registry { .. })));
+    assert!(ask(None, &nobody).await.unwrap().is_none());
+    // As the last verification left it.
+    let signed = sign(&ours, "127.0.0.1:1/team/app", digest).unwrap();
+    let image = image::add(None, &ours.public(""), &signed).unwrap().unwrap();
+    blobs.put(&image.payload).unwrap();
+    let manifest = blobs.put(&image.manifest.bytes()).unwrap();
+    blobs.remember(&transfer::reference(&artifact, digest).to_string(), &manifest).unwrap();
+    for registry in [None, Some(&unreachable)] {
+        assert_eq!(ask(registry, &policy).await.unwrap().unwrap().name, "ours");
+        assert!(ask(registry, &stranger).await.is_err());
+        let elsewhere = verified(registry, &blobs, &artifact, Digest::of(b"other"), &policy).await;
+        assert!(elsewhere.is_err());
+    }
+    std::fs::write(blobs.path(&Digest::of(&image.payload)), b"damaged").unwrap();
+    assert!(ask(None, &policy).await.is_err());
+}

@@ -26,7 +26,7 @@ pub enum SignError {
     #[error(
         "what lies under `{reference}` is not an image of signatures: {error}; remove it from the registry"
     )]
-    Image { reference: Reference, error: ManifestError },
+    Image { reference: String, error: ManifestError },
 }
 
 /// Why an artifact may not be served.
@@ -35,13 +35,13 @@ pub enum VerifyError {
     #[error(transparent)]
     Policy(#[from] PolicyError),
     #[error("`{reference}` may not be served: {error}")]
-    Signature { reference: Reference, error: SignatureError },
+    Signature { reference: String, error: SignatureError },
     #[error(
         "the signatures of `{reference}` cannot be had, and none that is trusted is in the cache: {error}"
     )]
-    Registry { reference: Reference, error: RegistryError },
+    Registry { reference: String, error: Box<RegistryError> },
     #[error("the signatures of `{reference}` are not in the cache, and no registry is asked")]
-    Offline { reference: Reference },
+    Offline { reference: String },
     #[error(transparent)]
     Blobs(#[from] BlobError),
 }
@@ -75,7 +75,7 @@ pub async fn push(
     let signed = sign(key, &repository(artifact), digest)?;
     let there = match registry.manifest(&place).await {
         Ok((_, bytes)) => {
-            let failed = |error| SignError::Image { reference: place.clone(), error };
+            let failed = |error| SignError::Image { reference: place.to_string(), error };
             Some(ImageManifest::parse(&bytes).map_err(failed)?)
         }
         Err(RegistryError::NoManifest { .. }) => None,
@@ -118,11 +118,12 @@ pub async fn verified<'p>(
     let place = reference(artifact, digest);
     let judge = |signatures: &[Signed]| {
         verify(&keys, digest, signatures, identity)
-            .map_err(|error| VerifyError::Signature { reference: artifact.clone(), error })
+            .map_err(|error| VerifyError::Signature { reference: artifact.to_string(), error })
     };
     let Some(registry) = registry else {
         let kept = kept(blobs, &place).await?;
-        return judge(&kept.ok_or_else(|| VerifyError::Offline { reference: artifact.clone() })?).map(Some);
+        return judge(&kept.ok_or_else(|| VerifyError::Offline { reference: artifact.to_string() })?)
+            .map(Some);
     };
     let error = match gather(registry, blobs, &place).await {
         Ok(gathered) => {
@@ -141,7 +142,7 @@ pub async fn verified<'p>(
             tracing::warn!(%error, "the signatures of `{artifact}` were taken from the cache");
             Ok(Some(key))
         }
-        _ => Err(VerifyError::Registry { reference: artifact.clone(), error }),
+        _ => Err(VerifyError::Registry { reference: artifact.to_string(), error: Box::new(error) }),
     }
 }
 
