@@ -7,6 +7,7 @@ mod raw;
 
 mod backends;
 mod batching;
+mod cache;
 mod clients;
 mod connection;
 mod drain;

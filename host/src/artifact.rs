@@ -5,6 +5,7 @@ pub mod blobs;
 pub mod cache;
 pub mod difference;
 pub mod fetch;
+pub mod layout;
 pub mod locked;
 pub mod manifest;
 pub mod modelpack;

@@ -22,10 +22,14 @@ pub mod conformance;
 pub mod diff;
 pub mod doctor;
 pub mod key;
+pub mod model;
 pub mod new;
+pub mod package;
 pub mod progress;
+pub mod push;
 pub mod sign;
 pub mod spin_plugin;
+pub mod transfer;
 pub mod trigger;
 pub mod tune;
 pub mod up;
@@ -55,6 +59,14 @@ enum Command {
     Check(check::CheckArgs),
     /// Checks any server of the Open Inference Protocol, point by point.
     Conformance(conformance::ConformanceArgs),
+    /// Packs an app as an OCI artifact.
+    Package(package::PackageArgs),
+    /// Packs an app and pushes it to a registry.
+    Push(push::PushArgs),
+    /// Pulls an app or a model from a registry into the cache.
+    Pull(push::PullArgs),
+    /// Pushes and pulls a model alone.
+    Model(model::ModelArgs),
     /// Measures batch sizes, delays and threads for a model, and recommends settings.
     Tune(tune::TuneArgs),
     /// Shows inference backends, and obtains their libraries.
@@ -105,7 +117,7 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::New(args) => new::run(&args, &progress),
         Command::Build(args) => runtime()?.block_on(build::run(&args, &progress)),
-        Command::Diff(args) => return runtime()?.block_on(diff::run(&args, &config)),
+        Command::Diff(args) => return runtime()?.block_on(diff::run(&args, &config, &progress)),
         Command::Sign(args) => runtime()?.block_on(sign::run(&args, &config, &progress)),
         Command::Verify(args) => runtime()?.block_on(verify::run(&args, &config, &progress)),
         Command::Key(args) => key::run(&args, &progress),
@@ -115,6 +127,10 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Cache(args) => cache::run(&args, &config, &progress),
         Command::SpinPlugin(args) => spin_plugin::run(&args, &progress),
         Command::Trigger(args) => runtime()?.block_on(trigger::run(args, config, &progress)),
+        Command::Package(args) => runtime()?.block_on(package::run(&args, config, &progress)),
+        Command::Push(args) => runtime()?.block_on(push::push(&args, config, &progress)),
+        Command::Pull(args) => runtime()?.block_on(push::pull(&args, config, &progress)),
+        Command::Model(args) => runtime()?.block_on(model::run(&args, config, &progress)),
         Command::Up(args) => runtime()?.block_on(up::run(args, config, &progress)),
         Command::Backend(args) => {
             let libraries = trusted_libraries(&config)?;

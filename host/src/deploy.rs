@@ -28,8 +28,10 @@ use crate::instance::state::Grants;
 use crate::instance::{CallError, Deadline, LinkError, Program, Surroundings};
 use crate::nn::Granted;
 
+mod interface;
 mod models;
 
+pub use interface::Interface;
 pub use models::{Admitted, Intake};
 
 /// What deployments need of the host.
@@ -54,8 +56,6 @@ pub enum DeployError {
     Model { name: String, source: ModelError },
     #[error("{0}")]
     Link(#[from] LinkError),
-    #[error("its code cannot be kept: {0}")]
-    Cache(CacheError),
     #[error("its files cannot be mounted: {0}")]
     Files(CacheError),
     #[error("it could not describe itself: {0}")]
@@ -115,7 +115,7 @@ struct Code {
     /// Bytes of the component.
     bytes: u64,
     /// Keeps it and its native code in the cache.
-    hold: Hold,
+    hold: Option<Hold>,
 }
 
 /// The limits of one function, in the units of its revision.
@@ -220,7 +220,7 @@ impl Deployer {
             Some(Code { compiled, digest, hold, .. }) => {
                 let program = Program::link(&compiled.component, compiled.flavor, surroundings)?;
                 let description = program.describe(until(DESCRIBE_MS)).await;
-                (program, description.map_err(DeployError::Describe)?, digest, Some(hold))
+                (program, description.map_err(DeployError::Describe)?, digest, hold)
             }
             None => {
                 // The manifest has seen to it that there is one.
@@ -286,11 +286,15 @@ impl Deployer {
         // Before it is looked for: what is held stays.
         let cache = self.intake.cache.clone();
         let hold = tokio::task::spawn_blocking(move || cache.hold([digest]));
-        let hold = hold.await.expect("holding does not panic").map_err(DeployError::Cache)?;
+        let hold = hold.await.expect("holding does not panic");
+        let hold = hold.inspect_err(|error| {
+            // It is in memory as long as it is served: losing what is on disk costs time only.
+            tracing::warn!(%error, "compiled code may be removed from the cache while it is served");
+        });
         let digest = digest.hex();
         let compiled =
             timed(report, &format!("{name}: native code"), self.compile(&fetched, &digest)).await?;
-        Ok(Code { compiled, digest, bytes: fetched.wasm.len() as u64, hold })
+        Ok(Code { compiled, digest, bytes: fetched.wasm.len() as u64, hold: hold.ok() })
     }
 
     async fn compile(

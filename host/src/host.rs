@@ -228,7 +228,7 @@ fn deployer(
 /// Where the system refuses memory, threads or the cache folder.
 pub fn workbench(config: Config, around: Surroundings, fuel: bool) -> Result<Deployer, StartError> {
     let telemetry = Arc::new(Telemetry::new());
-    let cache = Cache::open(&config.cache_dir()?)?;
+    let cache = Cache::bounded(&config.cache_dir()?, config.cache.max_bytes())?;
     let residency = residency(&config, &telemetry)?;
     let functions = Functions::new(admission(&config), telemetry);
     deployer(config, around, cache, &residency, &functions, fuel)

@@ -1,8 +1,8 @@
 //! The content-addressed store: each blob is one read-only file under its digest, kept once for all apps and hosts.
 //!
 //! A blob has its name only when it is whole: it is written under another name, synced, and renamed. What is used
-//! stays: see [`hold`] for the protocol between those who use blobs and those who remove them, and [`record`] for
-//! what is known of a blob beside its bytes.
+//! stays: `hold` has the protocol between those who use blobs and those who remove them, `record` what is known of a
+//! blob beside its bytes.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -88,7 +88,7 @@ pub enum BlobError {
 }
 
 /// What to do about a write that failed.
-fn advice(error: &io::Error) -> &'static str {
+pub(super) fn advice(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
             "let the host's user write there, or set `cache.dir` in host.toml to a folder where it may"
@@ -390,19 +390,16 @@ impl Store {
         let write = |source| BlobError::Write { path: path.clone(), source };
         file.set_permissions(fs::Permissions::from_mode(MODE)).map_err(write)?;
         file.sync_all().map_err(write)?;
-        loop {
-            match rename_new(from, &path) {
-                Ok(()) => break,
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                    // Somebody was quicker. If what is there is damaged, it is gone now.
-                    if let Some(path) = self.whole(digest)? {
-                        let _ = fs::remove_file(from);
-                        return Ok(path);
-                    }
-                }
-                Err(source) => return Err(write(source)),
+        let mut renamed = rename_new(from, &path);
+        if renamed.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists) {
+            // Somebody was quicker. If what is there is damaged, it is gone now.
+            if let Some(path) = self.whole(digest)? {
+                let _ = fs::remove_file(from);
+                return Ok(path);
             }
+            renamed = rename_new(from, &path);
         }
+        renamed.map_err(write)?;
         sync_folder(&path).map_err(write)?;
         self.records.verified(digest, &file.metadata().map_err(write)?);
         Ok(path)

@@ -58,7 +58,7 @@ pub enum CacheError {
     Read { path: PathBuf, source: io::Error },
     #[error("`{path}` is larger than the {limit_mib} MiB that a model may have (`models.max_model_mib`)")]
     TooLarge { path: PathBuf, limit_mib: u64 },
-    #[error("cannot write to the cache `{path}`: {source}; free some space or set `cache.dir` in host.toml")]
+    #[error("cannot write to the cache `{path}`: {source}; {}", blobs::advice(source))]
     Write { path: PathBuf, source: io::Error },
     #[error("nothing in the cache can be trusted while {whose}; `{command}` mends that")]
     Untrusted { whose: String, command: String },
@@ -332,10 +332,10 @@ fn give_name(blob: &Path, name: &Path) -> io::Result<()> {
     }
     let folder = name.parent().unwrap_or(Path::new("."));
     // File systems without links of either kind have a copy.
-    let make = |draft: &Path| {
-        fs::hard_link(blob, draft)
-            .or_else(|_| std::os::unix::fs::symlink(blob, draft))
-            .or_else(|_| fs::copy(blob, draft).and_then(|_| File::open(draft)?.sync_all()))
+    let make = |draft: &Path| match fs::hard_link(blob, draft) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => std::os::unix::fs::symlink(blob, draft)
+            .or_else(|_| fs::copy(blob, draft).and_then(|_| File::open(draft)?.sync_all())),
+        made => made,
     };
     let draft = tempfile::Builder::new().prefix("link-").make_in(folder, make)?.into_temp_path();
     fs::rename(&draft, name)

@@ -276,3 +276,69 @@ mod inline {
         BASE64.decode(text).map(Some).map_err(serde::de::Error::custom)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn parse(app: &Value) -> Result<LockedApp, LockedError> {
+        LockedApp::parse(app.to_string().as_bytes())
+    }
+
+    #[test]
+    fn what_spin_writes_comes_back_byte_for_byte() {
+        let text = concat!(
+            r#"{"spin_lock_version":1,"must_understand":["host_requirements"],"metadata":{"name":"a","triggers":{}},"#,
+            r#""host_requirements":{"local_service_chaining":"required"},"variables":{"x":{"description":"d","#,
+            r#""default":"","secret":true}},"triggers":[{"id":"t","trigger_type":"http","trigger_config":{"#,
+            r#""component":"c","route":"/..."}}],"components":[{"id":"c","metadata":{"description":"d"},"source":{"#,
+            r#""content_type":"application/wasm","source":"file:///c.wasm"},"env":{"A":"b"},"files":[{"source":"#,
+            r#""file:///assets","path":"/"},{"inline":"AQ","path":"b"}],"config":{"k":"{{ x }}"}}]}"#
+        );
+        let app = LockedApp::parse(text.as_bytes()).unwrap();
+        assert_eq!(String::from_utf8(app.bytes()).unwrap(), text);
+        assert_eq!(app.components[0].files[1].content.inline.as_deref(), Some(&[1][..]));
+        let padded = LockedApp::parse(text.replace("\"AQ\"", "\"AQ==\"").as_bytes()).unwrap();
+        assert_eq!(padded, app);
+        assert!(LockedApp::is_in(text.as_bytes()) && !LockedApp::is_in(b"{\"architecture\":\"wasm\"}"));
+    }
+
+    #[test]
+    fn what_a_host_must_do_is_refused_where_it_is_not_done() {
+        let app = |key: &str, value: Value| {
+            let mut app = json!({"spin_lock_version": 1, "triggers": [], "components": []});
+            app[key] = value;
+            app
+        };
+        parse(&app("host_requirements", json!({"warp": "optional", "local_service_chaining": 1}))).unwrap();
+        parse(&app("must_understand", json!(["component_host_requirements"]))).unwrap();
+        parse(&app("never_heard_of", json!(1))).unwrap();
+        let check = |key: &str, value: Value, expected: &str| {
+            let error = parse(&app(key, value)).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        };
+        check("host_requirements", json!({"warp": "required"}), "the app needs `warp` of its host");
+        check("host_requirements", json!({"warp": {"speed": 9}}), "the app needs `warp` of its host");
+        check("must_understand", json!(["a\u{1b}[31m"]), "`a\u{fffd}[31m` must be understood");
+        check("spin_lock_version", json!(2), "version 2, and 1 is the newest");
+        check("triggers", json!({}), "is not what Spin writes");
+        check("components", json!([{"id": "c"}]), "missing field `source`");
+        let deep = "[".repeat(100_000);
+        let text = format!("{{\"spin_lock_version\":0,\"triggers\":[],\"components\":[],\"x\":{deep}");
+        assert!(LockedApp::parse(text.as_bytes()).is_err());
+        let large = vec![b' '; usize::try_from(MAX_BYTES).unwrap() + 1];
+        assert!(LockedApp::parse(&large).unwrap_err().to_string().contains("more than 16 MiB"));
+    }
+
+    #[test]
+    fn requests_to_other_components_are_told_by_their_host() {
+        let check = |host: &str, expected: bool| assert_eq!(is_chaining(host), expected, "{host}");
+        check("http://c.spin.internal", true);
+        check("https://*.spin.internal:80/", true);
+        check("https://example.com", false);
+        check("https://spin.internal.example.com", false);
+        check("http://self", false);
+    }
+}

@@ -252,3 +252,170 @@ pub fn resolve(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::artifact::manifest::Options;
+
+    fn store() -> (tempfile::TempDir, Blobs) {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in [("digits.onnx", "a model"), ("net.xml", "<net/>"), ("other.bin", "weights")] {
+            fs::write(dir.path().join(name), text).unwrap();
+        }
+        let blobs = Blobs::open(&dir.path().join("cache"), 0).unwrap();
+        (dir, blobs)
+    }
+
+    /// A ModelPack of others: layers of these types, with these paths and contents.
+    fn made(blobs: &Blobs, layers: &[(&str, &str, &[u8])]) -> ImageManifest {
+        let layer = |(media_type, path, bytes): &(&str, &str, &[u8])| {
+            let digest = blobs.put(bytes).unwrap();
+            let media_type = format!("application/vnd.cncf.model.{media_type}");
+            let mut layer = Descriptor::new(&media_type, digest, bytes.len() as u64);
+            if !path.is_empty() {
+                layer.annotations.insert(FILE_PATH.to_owned(), (*path).to_owned());
+            }
+            layer
+        };
+        let config = Descriptor::new(CONFIG, blobs.put(b"{}").unwrap(), 2);
+        let mut manifest = ImageManifest::new(config, layers.iter().map(layer).collect());
+        manifest.artifact_type = Some(ARTIFACT.to_owned());
+        manifest
+    }
+
+    fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut archive = tar::Builder::new(Vec::new());
+        for (path, bytes) in files {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(bytes.len() as u64);
+            archive.append_data(&mut header, path, *bytes).unwrap();
+        }
+        archive.into_inner().unwrap()
+    }
+
+    const LIMIT: u64 = 1 << 20;
+
+    #[test]
+    fn a_model_is_packed_and_unpacked() {
+        let (dir, blobs) = store();
+        let packed = pack(&dir.path().join("digits.onnx"), None, &blobs).unwrap();
+        let manifest = &packed.manifest;
+        let [layer] = manifest.layers.as_slice() else { panic!("one layer") };
+        assert_eq!(layer.media_type, "application/vnd.cncf.model.weight.v1.raw");
+        // The digest of the file, so that the layer is the one of an app's image.
+        assert_eq!(
+            (layer.digest, layer.annotations[FILE_PATH].as_str()),
+            (Digest::of(b"a model"), "digits.onnx")
+        );
+        let config = blobs.read(&manifest.config.digest, LIMIT).unwrap().unwrap();
+        let expected = json!({
+            "descriptor": {"name": "digits"},
+            "config": {"format": "onnx"},
+            "modelfs": {"type": "layers", "diffIds": [layer.digest]},
+        });
+        assert_eq!(serde_json::from_slice::<serde_json::Value>(&config).unwrap(), expected);
+        assert_eq!(ImageManifest::parse(&manifest.bytes()).unwrap().artifact_type.as_deref(), Some(ARTIFACT));
+        let files = unpack(manifest, Encoding::Onnx, &blobs, LIMIT).unwrap();
+        assert_eq!((files.name.as_str(), files.weights), ("digits.onnx", None));
+        assert_eq!(fs::read_to_string(files.path).unwrap(), "a model");
+
+        let weights = dir.path().join("other.bin");
+        let packed = pack(&dir.path().join("net.xml"), Some(&weights), &blobs).unwrap();
+        let names: Vec<_> = packed.manifest.layers.iter().filter_map(Descriptor::title).collect();
+        assert_eq!(names, ["net.xml", "net.bin"]);
+        let files = unpack(&packed.manifest, Encoding::Openvino, &blobs, LIMIT).unwrap();
+        assert_eq!(fs::read_to_string(files.weights.unwrap()).unwrap(), "weights");
+        let error = unpack(&packed.manifest, Encoding::Onnx, &blobs, LIMIT).unwrap_err().to_string();
+        assert!(
+            error.contains("`net.bin`, `net.xml`") && error.contains("add `encoding = \"openvino\"`"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn models_that_others_packed_are_unpacked() {
+        let (_dir, blobs) = store();
+        let packed = archive(&[("model/a.onnx", b"packed"), ("model/README.md", b"hello")]);
+        for (media_type, bytes) in [("weight.v1.tar", packed.clone()), ("weight.v1.tar+gzip", gzip(&packed))]
+        {
+            let layers: [(_, _, &[u8]); 2] = [(media_type, "model", &bytes), ("doc.v1.tar+zstd", "x", b"?")];
+            let files = unpack(&made(&blobs, &layers), Encoding::Onnx, &blobs, LIMIT).unwrap();
+            assert_eq!(fs::read_to_string(files.path).unwrap(), "packed");
+            assert_eq!(files.name, "a.onnx");
+        }
+        // What is not needed is not kept.
+        assert_eq!(blobs.get(&Digest::of(b"hello")).unwrap(), None);
+        let layers: [(_, _, &[u8]); 2] =
+            [("weight.config.v1.raw", "ir/m.xml", b"<net/>"), ("weight.v1.raw", "ir/m.bin", b"weights")];
+        let files = unpack(&made(&blobs, &layers), Encoding::Openvino, &blobs, LIMIT).unwrap();
+        assert_eq!(fs::read_to_string(files.weights.unwrap()).unwrap(), "weights");
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        std::io::Write::write_all(&mut encoder, bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn what_is_no_model_says_why() {
+        let (_dir, blobs) = store();
+        let check = |layers: &[(&str, &str, &[u8])], expected: &str| {
+            let manifest = made(&blobs, layers);
+            let error = unpack(&manifest, Encoding::Onnx, &blobs, LIMIT).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        };
+        check(&[], "its files are none: none is `*.onnx`");
+        check(&[("weight.v1.raw", "a.safetensors", b"x")], "its files are `a.safetensors`");
+        check(&[("weight.v1.raw", "", b"x")], "does not say which file it is");
+        check(&[("weight.v1.tar+zstd", "a.onnx", b"x")], "model.weight.v1.tar+zstd`, which is not supported");
+        check(
+            &[("weight.v1.raw", "a.onnx", b"x"), ("weight.v1.raw", "b.onnx", b"y")],
+            "several of its files",
+        );
+        check(
+            &[("weight.v1.tar", "a", &archive(&[("a.onnx", &[0; 2 << 20])]))],
+            "it unpacks to more than 1 MiB",
+        );
+        let mut manifest = made(&blobs, &[("weight.v1.raw", "a.xml", b"x")]);
+        let error = |manifest: &ImageManifest| {
+            unpack(manifest, Encoding::Openvino, &blobs, LIMIT).unwrap_err().to_string()
+        };
+        assert!(error(&manifest).contains("a model without its weights"));
+        manifest.layers[0].size = 2;
+        assert!(error(&manifest).contains("has 2 bytes, and 1 are there"));
+        manifest.layers[0].digest = Digest::of(b"gone");
+        assert!(error(&manifest).contains("is not there; pull it again"));
+        manifest.artifact_type = None;
+        "application/vnd.kitops.modelkit.config.v1+json".clone_into(&mut manifest.config.media_type);
+        assert!(error(&manifest).contains("`kit pack --use-model-pack`"));
+        "application/vnd.oci.image.config.v1+json".clone_into(&mut manifest.config.media_type);
+        assert!(error(&manifest).contains("it is not a model"));
+    }
+
+    #[test]
+    fn references_are_listed_and_replaced() {
+        let digest = Digest::of(b"");
+        let text = format!(
+            "spin_manifest_version = 2\n[application]\nname = \"a\"\n[component.c.tool.tenon]\n\
+             models.m.reference = \"example.com/m@{digest}\"\n"
+        );
+        let none = BTreeMap::new();
+        let options =
+            Options { profile: None, variables: &none, environment: &|_| None, values_required: true };
+        let mut app = Manifest::parse(&text, Path::new("spin.toml"), &options).unwrap();
+        let wanted = references(&app);
+        let reference = format!("example.com/m@{digest}");
+        assert_eq!(wanted[&reference], BTreeSet::from([Encoding::Onnx]));
+        let error = resolve(&mut app, &BTreeMap::new()).unwrap_err().to_string();
+        assert!(error.contains("has not been pulled"), "{error}");
+        let files = ModelFiles { name: "m.onnx".to_owned(), path: "/blob".into(), weights: None };
+        resolve(&mut app, &BTreeMap::from([((reference, Encoding::Onnx), files)])).unwrap();
+        assert!(references(&app).is_empty());
+        let model = &app.components[0].models["m"];
+        assert_eq!((model.path.as_path(), model.file_name.as_deref()), (Path::new("/blob"), Some("m.onnx")));
+    }
+}

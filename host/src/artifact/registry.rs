@@ -168,11 +168,14 @@ impl Registry {
             return Err(not_a_registry("what is no JSON").into());
         }
         let actual = Digest::of(&bytes);
-        for expected in reference.digest().into_iter().chain(&said).filter(|expected| **expected != actual) {
-            let (reference, expected) = (reference.to_string(), *expected);
-            return Err(RegistryError::ManifestDigest { reference, expected, actual }.into());
+        let mut expected = reference.digest().into_iter().chain(&said);
+        match expected.find(|expected| **expected != actual) {
+            Some(expected) => {
+                let (reference, expected) = (reference.to_string(), *expected);
+                Err(RegistryError::ManifestDigest { reference, expected, actual }.into())
+            }
+            None => Ok((actual, bytes)),
         }
-        Ok((actual, bytes))
     }
 
     /// The digest of what a reference leads to, if there is anything, without reading it.
@@ -199,11 +202,7 @@ impl Registry {
             (StatusCode::NOT_FOUND, _) => Ok(None),
             (StatusCode::OK, Some(digest)) => Ok(Some(digest)),
             // Not every registry says a digest here.
-            (StatusCode::OK, None) => match self.manifest_once(reference).await {
-                Ok((digest, _)) => Ok(Some(digest)),
-                Err(Failure::Fatal(RegistryError::NoManifest { .. })) => Ok(None),
-                Err(failure) => Err(failure),
-            },
+            (StatusCode::OK, None) => Ok(Some(self.manifest_once(reference).await?.0)),
             _ => Err(self.client.unexpected(answer.response, reference.registry(), &what).await),
         }
     }

@@ -99,6 +99,14 @@ pub(super) fn accept(backend: &'static str, model: &ModelFile) -> Result<(), Loa
     Ok(())
 }
 
+/// What a file says of its inputs and outputs.
+///
+/// # Errors
+/// Where it cannot be read, or is not ONNX.
+pub fn signature(path: &Path) -> Result<Signature, String> {
+    declared(path).map(|declared| declared.signature).map_err(|error| error.to_string())
+}
+
 /// Reads the signature of a file. An input that is also an initializer is a weight, not an input.
 pub(super) fn declared(path: &Path) -> Result<Declared, OnnxError> {
     let file = File::open(path)?;

@@ -1,19 +1,29 @@
 //! The app that a command is about: a spin.toml, an OCI layout folder, or a reference into a registry.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use clap::Args;
+use tokio::sync::OnceCell;
 
-use crate::artifact::manifest::{self, Files, Manifest, Options};
-use crate::config;
+use super::build;
+use super::progress::Progress;
+use super::transfer::{Transfer, Way, bytes};
+use crate::artifact::cache::Cache;
+use crate::artifact::manifest::{self, Files, Manifest, Options, Source};
+use crate::artifact::oci::{Digest, ImageManifest};
+use crate::artifact::reference::Reference;
+use crate::artifact::registry::{self, Pulled, Registry};
+use crate::artifact::signature::{self, policy::Policy};
+use crate::artifact::{fetch, layout, modelpack, unpack};
+use crate::config::{self, Config};
 
 /// Names an app, and gives what its manifest leaves open.
 #[derive(Args, Clone, Debug)]
 pub struct AppArgs {
-    /// The app manifest, or a folder: spin.toml in it or above it.
-    #[arg(short = 'f', long = "from", value_name = "PATH", default_value = ".")]
+    /// A spin.toml, a folder with one in it or above it, an OCI layout folder, or a reference into a registry.
+    #[arg(short = 'f', long = "from", value_name = "APP", default_value = ".")]
     pub from: String,
     /// The build profile whose overrides apply.
     #[arg(long, value_name = "NAME")]
@@ -21,35 +31,274 @@ pub struct AppArgs {
     /// The value of an app variable.
     #[arg(long = "variable", value_name = "NAME=VALUE | NAME=@FILE | @FILE.json | @FILE.toml")]
     pub variables: Vec<String>,
+    #[command(flatten)]
+    pub registry: RegistryArgs,
 }
 
-/// An app and the files that it names.
-pub struct App {
-    pub manifest: Manifest,
-    pub files: Files,
+/// How registries are spoken to.
+#[derive(Args, Clone, Debug)]
+pub struct RegistryArgs {
+    /// Speaks plain HTTP to registries, in place of HTTPS.
+    #[arg(short = 'k', long = "plain-http", alias = "insecure")]
+    pub plain_http: bool,
+}
+
+/// What `--from` names.
+pub enum From {
+    /// A spin.toml.
+    Manifest(PathBuf),
+    /// An OCI layout folder.
+    Layout(PathBuf),
+    Registry(Reference),
 }
 
 impl AppArgs {
+    /// What the arguments name.
+    ///
+    /// # Errors
+    /// Where there is nothing of that name, and it is no reference.
+    pub fn source(&self) -> anyhow::Result<From> {
+        let path = Path::new(&self.from);
+        if layout::is_layout(path) {
+            return Ok(From::Layout(path.to_owned()));
+        }
+        if let Some(found) = manifest::find(path) {
+            return Ok(From::Manifest(found));
+        }
+        if path.exists() {
+            bail!("there is no spin.toml in `{}` or above it; `tenon new` makes an app", path.display());
+        }
+        // A word alone is rather a folder that is not there.
+        match self.from.contains('/') && !self.from.starts_with(['.', '/']) {
+            true => Ok(From::Registry(self.from.parse()?)),
+            false => bail!(
+                "there is no `{}`; name a spin.toml, a folder, or a reference such as `ghcr.io/acme/digits:1.0`",
+                self.from
+            ),
+        }
+    }
+
     /// The manifest of a local app.
     ///
     /// # Errors
     /// Where there is none, or it is wrong.
-    pub fn manifest(&self, values_required: bool) -> anyhow::Result<Manifest> {
-        let from = PathBuf::from(&self.from);
-        let Some(path) = manifest::find(&from) else {
-            bail!("there is no spin.toml at `{}` or above it; `tenon new` makes an app", from.display());
-        };
+    pub fn manifest(&self, path: &Path, values_required: bool) -> anyhow::Result<Manifest> {
         let variables = self.variables()?;
         let profile = self.profile.as_deref();
         let environment = &config::variable;
-        Ok(Manifest::load(&path, &Options { profile, variables: &variables, environment, values_required })?)
+        Ok(Manifest::load(path, &Options { profile, variables: &variables, environment, values_required })?)
     }
 
-    /// The values of variables that the arguments give.
-    ///
-    /// # Errors
-    /// Where one is of no known form, or names a file that cannot be read.
-    pub fn variables(&self) -> anyhow::Result<BTreeMap<String, String>> {
+    fn variables(&self) -> anyhow::Result<BTreeMap<String, String>> {
         super::variables::read(&self.variables)
     }
+}
+
+/// An app and the files that it names, all of them on this machine.
+pub struct App {
+    pub manifest: Manifest,
+    pub files: Files,
+    /// What callers of its functions find, by the component's id, where it was packed.
+    pub interfaces: BTreeMap<String, serde_json::Value>,
+    /// The artifact that it came in.
+    pub image: Option<Pulled>,
+    /// Keeps its models that came from registries in the cache.
+    pub models: Vec<Pulled>,
+}
+
+/// Where apps come from: this machine's files, its cache, and registries.
+pub struct Sources<'a> {
+    pub config: &'a Config,
+    pub cache: Cache,
+    pub progress: &'a Progress,
+    plain_http: bool,
+    registry: OnceCell<Registry>,
+}
+
+impl<'a> Sources<'a> {
+    /// # Errors
+    /// Where the cache folder cannot be had.
+    pub fn open(
+        config: &'a Config,
+        args: &RegistryArgs,
+        progress: &'a Progress,
+    ) -> anyhow::Result<Sources<'a>> {
+        let cache = Cache::bounded(&config.cache_dir()?, config.cache.max_bytes())?;
+        Ok(Sources { config, cache, progress, plain_http: args.plain_http, registry: OnceCell::new() })
+    }
+
+    /// The client of registries, made when it is first needed.
+    ///
+    /// # Errors
+    /// Where the operator's authorities cannot be read.
+    pub async fn registry(&self) -> anyhow::Result<&Registry> {
+        let made = self.registry.get_or_try_init(async || {
+            Registry::new(registry::Options::new(&self.config.registry, self.plain_http))
+        });
+        Ok(made.await?)
+    }
+
+    /// The app that the arguments name, with everything that it needs. `build` is run on a local one.
+    ///
+    /// # Errors
+    /// Where something of it is missing, wrong or not to be trusted.
+    pub async fn app(&self, args: &AppArgs, build: bool, values_required: bool) -> anyhow::Result<App> {
+        match args.source()? {
+            From::Manifest(path) => {
+                let manifest = args.manifest(&path, values_required)?;
+                if build {
+                    build::build(&manifest, &[], self.progress).await?;
+                }
+                self.local(manifest).await
+            }
+            From::Layout(folder) => {
+                let blobs = self.cache.blobs();
+                let limit = self.config.registry.max_artifact_mib;
+                let name = folder.display().to_string();
+                let read = move || layout::read(&folder, None, limit, &blobs);
+                let image =
+                    tokio::task::spawn_blocking(read).await.context("reading the layout failed")??;
+                self.unpacked(&name, image, args, values_required).await
+            }
+            From::Registry(reference) => {
+                let image = self.pull(&reference).await?;
+                self.unpacked(&reference.to_string(), image, args, values_required).await
+            }
+        }
+    }
+
+    /// An app of this machine's files, with the models that it names in registries.
+    ///
+    /// # Errors
+    /// Where a file is missing, or a model cannot be pulled.
+    pub async fn local(&self, mut manifest: Manifest) -> anyhow::Result<App> {
+        let models = self.models(&mut manifest).await?;
+        let files = manifest.files()?;
+        Ok(App { manifest, files, interfaces: BTreeMap::new(), image: None, models })
+    }
+
+    async fn unpacked(
+        &self,
+        name: &str,
+        image: Pulled,
+        args: &AppArgs,
+        values_required: bool,
+    ) -> anyhow::Result<App> {
+        if args.profile.is_some() {
+            bail!("`{name}` is packed: its profile was chosen then; leave `--profile` out");
+        }
+        let (blobs, layers, name) = (self.cache.blobs(), image.manifest.clone(), name.to_owned());
+        let (variables, max_unpacked_bytes) = (args.variables()?, self.max_unpacked_bytes());
+        let app = tokio::task::spawn_blocking(move || {
+            let environment = &config::variable;
+            let options = unpack::Options {
+                name: &name,
+                variables: &variables,
+                environment,
+                values_required,
+                max_unpacked_bytes,
+            };
+            unpack::unpack(&layers, &blobs, &options).with_context(|| format!("`{name}` cannot be served"))
+        });
+        let app = app.await.context("unpacking failed")??;
+        let mut manifest = app.manifest;
+        let models = self.models(&mut manifest).await?;
+        Ok(App { manifest, files: app.files, interfaces: app.interfaces, image: Some(image), models })
+    }
+
+    fn max_unpacked_bytes(&self) -> u64 {
+        self.config.registry.max_artifact_mib << 20
+    }
+
+    /// Pulls an artifact that is signed as the operator demands: nothing but its manifest is fetched before that is
+    /// known.
+    ///
+    /// # Errors
+    /// Where it cannot be had, or is not signed as the operator demands.
+    pub async fn pull(&self, reference: &Reference) -> anyhow::Result<Pulled> {
+        let registry = self.registry().await?;
+        let (digest, bytes) = registry.manifest(reference).await?;
+        let policy = Policy::load(&self.config.signatures)?;
+        let blobs = self.cache.blobs();
+        let key = signature::transfer::verified(Some(registry), &blobs, reference, digest, &policy).await?;
+        if let Some(key) = key {
+            self.progress.say("Verified", format!("{} is signed by `{}`", reference.at(digest), key.name));
+        }
+        self.fetch(reference, &bytes).await
+    }
+
+    /// Pulls an artifact whoever signed it: one that is not run, or whose digest somebody else answers for.
+    ///
+    /// # Errors
+    /// Where it cannot be had.
+    pub async fn pull_unverified(&self, reference: &Reference) -> anyhow::Result<Pulled> {
+        let (_, bytes) = self.registry().await?.manifest(reference).await?;
+        self.fetch(reference, &bytes).await
+    }
+
+    async fn fetch(&self, reference: &Reference, manifest: &[u8]) -> anyhow::Result<Pulled> {
+        let (registry, blobs) = (self.registry().await?, self.cache.blobs());
+        let transfer = Transfer::new(self.progress, Way::Pull);
+        let pulled = registry.pull_manifest(reference, manifest, &blobs, &transfer.report()).await?;
+        transfer.done(reference, &pulled.moved);
+        Ok(pulled)
+    }
+
+    /// Refuses an app that comes from no registry, where the operator has it so: nobody signed it.
+    ///
+    /// # Errors
+    /// Where it is refused.
+    pub fn admit_local(&self, args: &AppArgs) -> anyhow::Result<()> {
+        match args.source()? {
+            From::Registry(_) => Ok(()),
+            From::Manifest(_) | From::Layout(_) => {
+                Ok(Policy::load(&self.config.signatures)?.admit_local(&args.from)?)
+            }
+        }
+    }
+
+    /// Brings the models that an app names in registries.
+    async fn models(&self, manifest: &mut Manifest) -> anyhow::Result<Vec<Pulled>> {
+        let mut pulled = Vec::new();
+        let mut files = BTreeMap::new();
+        for (text, encodings) in modelpack::references(manifest) {
+            let reference: Reference = text.parse()?;
+            // Whoever signed the app signed the digest of its model.
+            let image = self.pull_unverified(&reference).await.with_context(|| format!("model `{text}`"))?;
+            for encoding in encodings {
+                let (blobs, layers, limit) =
+                    (self.cache.blobs(), image.manifest.clone(), self.max_unpacked_bytes());
+                let found =
+                    tokio::task::spawn_blocking(move || modelpack::unpack(&layers, encoding, &blobs, limit));
+                let found = found.await.context("unpacking failed")?;
+                files.insert((text.clone(), encoding), found.with_context(|| format!("model `{text}`"))?);
+            }
+            pulled.push(image);
+        }
+        modelpack::resolve(manifest, &files)?;
+        Ok(pulled)
+    }
+
+    /// Brings the components that an app names by their URLs into the store, for an app that is packed.
+    ///
+    /// # Errors
+    /// Where one cannot be fetched.
+    pub async fn components(&self, manifest: &Manifest) -> anyhow::Result<()> {
+        for component in &manifest.components {
+            if let Source::Url { .. } = component.source {
+                let fetched = fetch::component(&component.source).await?;
+                let blobs = self.cache.blobs();
+                tokio::task::spawn_blocking(move || blobs.put(&fetched.wasm))
+                    .await
+                    .context("keeping failed")??;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An artifact as people are told of it.
+pub fn summary(digest: &Digest, manifest: &ImageManifest) -> String {
+    let sum: u64 = manifest.blobs().iter().map(|blob| blob.size).sum();
+    format!("{digest}, {} layers, {}", manifest.layers.len(), bytes(sum))
 }

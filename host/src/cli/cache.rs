@@ -233,7 +233,7 @@ fn size(bytes: u64) -> String {
     let units = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let Some(unit) = (1..=6).rev().find(|unit| bytes >> (10 * unit) > 0) else { return format!("{bytes} B") };
     // In tenths, so as not to leave whole numbers.
-    let tenths = u128::from(bytes) * 10 >> (10 * unit);
+    let tenths = (u128::from(bytes) * 10) >> (10 * unit);
     format!("{}.{} {}", tenths / 10, tenths % 10, units[unit - 1])
 }
 

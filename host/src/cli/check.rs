@@ -9,8 +9,7 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use clap::Args;
 
-use super::app::{App, AppArgs};
-use super::build;
+use super::app::{App, AppArgs, Sources};
 use super::progress::Progress;
 use crate::artifact::manifest::{Files, Manifest};
 use crate::artifact::sample;
@@ -95,7 +94,8 @@ struct Size {
 /// # Errors
 /// Where the app cannot be deployed, or a sample does not pass.
 pub async fn run(args: &CheckArgs, config: Config, progress: &Progress) -> anyhow::Result<()> {
-    let app = load(args, progress).await?;
+    let sources = Sources::open(&config, &args.app.registry, progress)?;
+    let app = load(args, &sources).await?;
     let program = std::env::current_exe().context("cannot find out which program this is")?;
     let logs = tempfile::tempdir().context("cannot make a folder for the functions' output")?;
     let around = || Surroundings { program: program.clone(), logs: logs.path().to_owned() };
@@ -125,8 +125,10 @@ pub async fn run(args: &CheckArgs, config: Config, progress: &Progress) -> anyho
     report(args, &rows, &sizes)
 }
 
-async fn load(args: &CheckArgs, progress: &Progress) -> anyhow::Result<App> {
-    let mut manifest = args.app.manifest(true)?;
+async fn load(args: &CheckArgs, sources: &Sources<'_>) -> anyhow::Result<App> {
+    sources.admit_local(&args.app)?;
+    let mut app = sources.app(&args.app, args.build, true).await?;
+    let manifest = &mut app.manifest;
     for id in &args.components {
         if !manifest.components.iter().any(|component| component.id == *id) {
             let ids: Vec<_> = manifest.components.iter().map(|component| component.id.as_str()).collect();
@@ -141,11 +143,7 @@ async fn load(args: &CheckArgs, progress: &Progress) -> anyhow::Result<App> {
             crate::artifact::manifest::Target::Static { .. } => true,
         });
     }
-    if args.build {
-        build::build(&manifest, &[], progress).await?;
-    }
-    let files = manifest.files()?;
-    Ok(App { manifest, files })
+    Ok(app)
 }
 
 fn report(args: &CheckArgs, rows: &[Row], sizes: &[Size]) -> anyhow::Result<()> {

@@ -12,12 +12,12 @@ use clap::Args;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use crate::artifact::cache::Cache;
+use super::app::{AppArgs, From, RegistryArgs, Sources};
+use super::progress::Progress;
 use crate::artifact::difference::{App, Aspect, DescribeError, Difference, Facts, Side, differences};
+use crate::artifact::layout;
 use crate::artifact::manifest::{self, Manifest};
 use crate::artifact::oci::Digest;
-use crate::artifact::reference::Reference;
-use crate::artifact::registry::{Options, Registry, Report};
 use crate::artifact::unpack::{self, Unpacked, unpack};
 use crate::config::Config;
 
@@ -31,13 +31,12 @@ const WIDTH: usize = 34;
 /// Ends with 0 where they are the same, with 1 where they differ, and with 2 where they cannot be compared.
 #[derive(Args)]
 pub struct DiffArgs {
-    /// The one app: a spin.toml, a folder with one, or a reference into a registry.
+    /// The one app: a spin.toml, a folder with one, an OCI layout folder, or a reference into a registry.
     before: String,
     /// The other app.
     after: String,
-    /// Speaks to registries without TLS.
-    #[arg(long)]
-    plain_http: bool,
+    #[command(flatten)]
+    registry: RegistryArgs,
     /// Answers in JSON.
     #[arg(long)]
     json: bool,
@@ -47,14 +46,15 @@ pub struct DiffArgs {
 ///
 /// # Errors
 /// Where one of the apps cannot be had; the status is [`TROUBLE`] then.
-pub async fn run(args: &DiffArgs, config: &Config) -> anyhow::Result<ExitCode> {
-    Ok(if compare(args, config).await? { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+pub async fn run(args: &DiffArgs, config: &Config, progress: &Progress) -> anyhow::Result<ExitCode> {
+    Ok(if compare(args, config, progress).await? { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// Prints what differs; answers whether anything does.
-async fn compare(args: &DiffArgs, config: &Config) -> anyhow::Result<bool> {
-    let before = facts(&args.before, args, config).await?;
-    let after = facts(&args.after, args, config).await?;
+async fn compare(args: &DiffArgs, config: &Config, progress: &Progress) -> anyhow::Result<bool> {
+    let sources = Sources::open(config, &args.registry, progress)?;
+    let before = facts(&args.before, args, &sources).await?;
+    let after = facts(&args.after, args, &sources).await?;
     let found = differences(&before, &after);
     if args.json {
         let answer = json!({
@@ -70,15 +70,43 @@ async fn compare(args: &DiffArgs, config: &Config) -> anyhow::Result<bool> {
     Ok(!found.is_empty())
 }
 
-async fn facts(what: &str, args: &DiffArgs, config: &Config) -> anyhow::Result<Facts> {
-    match manifest::find(Path::new(what)) {
-        Some(path) => local(&path),
-        None => pulled(what, args, config).await.with_context(|| format!("`{what}`")),
-    }
+async fn facts(what: &str, args: &DiffArgs, sources: &Sources<'_>) -> anyhow::Result<Facts> {
+    let named = AppArgs {
+        from: what.to_owned(),
+        profile: None,
+        variables: Vec::new(),
+        registry: args.registry.clone(),
+    };
+    let image = match named.source()? {
+        From::Manifest(path) => return local(&path),
+        From::Layout(folder) => {
+            let (blobs, limit) = (sources.cache.blobs(), sources.config.registry.max_artifact_mib);
+            let read = move || layout::read(&folder, None, limit, &blobs);
+            tokio::task::spawn_blocking(read).await.context("reading the layout failed")??
+        }
+        // Nothing of it is run, so nobody needs to have signed it.
+        From::Registry(reference) => sources.pull_unverified(&reference).await?,
+    };
+    let (blobs, name) = (sources.cache.blobs(), what.to_owned());
+    let max_unpacked_bytes = sources.config.registry.max_artifact_mib << 20;
+    let described = move || {
+        let options = unpack::Options {
+            name: &name,
+            // Values of variables are the host's affair, not the app's.
+            variables: &BTreeMap::new(),
+            environment: &|_| None,
+            values_required: false,
+            max_unpacked_bytes,
+        };
+        let Unpacked { manifest, files, interfaces, .. } = unpack(&image.manifest, &blobs, &options)?;
+        let app = App { manifest: &manifest, files: &files, interfaces: &interfaces, digest: &digest };
+        anyhow::Ok(Facts::of(&app)?)
+    };
+    let facts = tokio::task::spawn_blocking(described).await.context("unpacking failed")?;
+    facts.with_context(|| format!("`{what}` cannot be compared"))
 }
 
 fn local(path: &Path) -> anyhow::Result<Facts> {
-    // Values of variables are the host's affair, not the app's.
     let options = manifest::Options {
         profile: None,
         variables: &BTreeMap::new(),
@@ -88,25 +116,6 @@ fn local(path: &Path) -> anyhow::Result<Facts> {
     let manifest = Manifest::load(path, &options)?;
     let files = manifest.files()?;
     let interfaces = BTreeMap::new();
-    Ok(Facts::of(&App { manifest: &manifest, files: &files, interfaces: &interfaces, digest: &digest })?)
-}
-
-/// The app that a reference leads to. Nothing of it is run, so nobody needs to have signed it.
-async fn pulled(what: &str, args: &DiffArgs, config: &Config) -> anyhow::Result<Facts> {
-    let reference: Reference =
-        what.parse().context("there is no such file, and it is no reference either")?;
-    let cache = Cache::bounded(&config.cache_dir()?, config.cache.max_bytes())?;
-    let registry = Registry::new(Options::new(&config.registry, args.plain_http))?;
-    let blobs = cache.blobs();
-    let pulled = registry.pull(&reference, &blobs, &Report::none()).await?;
-    let options = unpack::Options {
-        name: what,
-        variables: &BTreeMap::new(),
-        environment: &|_| None,
-        values_required: false,
-        max_unpacked_bytes: config.registry.max_artifact_mib << 20,
-    };
-    let Unpacked { manifest, files, interfaces, .. } = unpack(&pulled.manifest, &blobs, &options)?;
     Ok(Facts::of(&App { manifest: &manifest, files: &files, interfaces: &interfaces, digest: &digest })?)
 }
 
@@ -237,15 +246,18 @@ mod tests {
             folder.display().to_string()
         };
         let (one, same, other) = (app("1", b"x", 8), app("2", b"x", 8), app("3", b"longer", 16));
-        let config = Config::default();
+        let mut config = Config::default();
+        config.cache.dir = Some(folder.path().join("cache"));
+        let progress = Progress::stderr(true);
         let compare = async |before: &str, after: &str| {
             let (before, after) = (before.to_owned(), after.to_owned());
-            compare(&DiffArgs { before, after, plain_http: false, json: false }, &config).await
+            let registry = RegistryArgs { plain_http: false };
+            compare(&DiffArgs { before, after, registry, json: false }, &config, &progress).await
         };
         assert!(!compare(&one, &same).await.unwrap());
         assert!(compare(&one, &other).await.unwrap());
         let error = format!("{:#}", compare(&one, "./Nowhere").await.unwrap_err());
-        assert!(error.contains("`./Nowhere`: there is no such file, and it is no reference"), "{error}");
+        assert!(error.contains("there is no `./Nowhere`"), "{error}");
         let facts = |app: &str| local(&Path::new(app).join("spin.toml"));
         let (before, after) = (facts(&one).unwrap(), facts(&other).unwrap());
         let found = differences(&before, &after);

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 use std::io::{IsTerminal as _, Write};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The column in which verbs end.
@@ -10,10 +10,13 @@ const VERB_WIDTH: usize = 12;
 const GREEN: &str = "\x1b[1;32m";
 const YELLOW: &str = "\x1b[1;33m";
 const RESET: &str = "\x1b[0m";
+const NO_WRAP: &str = "\x1b[?7l";
+const WRAP: &str = "\x1b[?7h";
 
-/// Where the steps of one command are shown.
+/// Where the steps of one command are shown. Clones show them in the same place.
+#[derive(Clone)]
 pub struct Progress {
-    out: Mutex<Out>,
+    out: Arc<Mutex<Out>>,
     /// A step is shown when it begins, and its line completed when it ends.
     is_live: bool,
     is_coloured: bool,
@@ -24,6 +27,8 @@ struct Out {
     /// The number of the step whose line has no end yet.
     open: Option<u64>,
     steps: u64,
+    /// How many lines there are below everything else, to be replaced.
+    below: usize,
 }
 
 impl Progress {
@@ -33,8 +38,29 @@ impl Progress {
         Self::to(Box::new(std::io::stderr()), is_terminal, is_terminal && !no_color)
     }
 
-    fn to(write: Box<dyn Write + Send>, is_live: bool, is_coloured: bool) -> Self {
-        Self { out: Mutex::new(Out { write, open: None, steps: 0 }), is_live, is_coloured }
+    pub(super) fn to(write: Box<dyn Write + Send>, is_live: bool, is_coloured: bool) -> Self {
+        let out = Out { write, open: None, steps: 0, below: 0 };
+        Self { out: Arc::new(Mutex::new(out)), is_live, is_coloured }
+    }
+
+    /// Whether it is a terminal that shows this, where lines can be replaced.
+    pub fn is_live(&self) -> bool {
+        self.is_live
+    }
+
+    /// Shows these lines, verb and text, below everything else, in place of those that this showed before. Only a
+    /// terminal shows them, and only until something else is printed.
+    pub fn show_below(&self, lines: &[(&str, String)]) {
+        if !self.is_live {
+            return;
+        }
+        let mut text = String::new();
+        for (verb, line) in lines {
+            // A line that is too long is cut by the terminal: one that wraps could not be replaced.
+            text += &format!("{NO_WRAP}{} {line}{WRAP}\n", self.verb(verb, GREEN));
+        }
+        self.print(&text);
+        self.lock().below = lines.len();
     }
 
     /// A line that takes no time, or whose own output follows: `say("Building", "digits: cargo build")`.
@@ -72,7 +98,12 @@ impl Progress {
     fn print(&self, text: &str) {
         let mut out = self.lock();
         let end = if out.open.take().is_some() { "\n" } else { "" };
-        let _ = write!(out.write, "{end}{text}");
+        let clear = match std::mem::take(&mut out.below) {
+            0 => String::new(),
+            // Up, and away with all that is below.
+            lines => format!("\x1b[{lines}A\r\x1b[J"),
+        };
+        let _ = write!(out.write, "{end}{clear}{text}");
         let _ = out.write.flush();
     }
 
@@ -197,6 +228,25 @@ mod tests {
         check(false, both, "     Loading a (0 ms)\n     Loading b (0 ms)\n");
         let live = "     Loading a\n     Loading b\n     Loading a (0 ms)\n     Loading b (0 ms)\n";
         check(true, both, live);
+    }
+
+    #[test]
+    fn lines_below_are_replaced() {
+        let lines = Lines::default();
+        let progress = Progress::to(Box::new(lines.clone()), true, false);
+        progress.show_below(&[("Pulling", "a".to_owned()), ("Pulling", "b".to_owned())]);
+        progress.say("Pulled", "a");
+        progress.show_below(&[("Pulling", "b".to_owned())]);
+        progress.clone().show_below(&[]);
+        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        let shown = |name| format!("\x1b[?7l     Pulling {name}\x1b[?7h\n");
+        let (a, b) = (shown("a"), shown("b"));
+        assert_eq!(text, format!("{a}{b}\x1b[2A\r\x1b[J      Pulled a\n{b}\x1b[1A\r\x1b[J"));
+        let in_file = |progress: &Progress| {
+            progress.show_below(&[("Pulling", "a".to_owned())]);
+            progress.say("Pulled", "a");
+        };
+        check(false, in_file, "      Pulled a\n");
     }
 
     #[test]

@@ -4,12 +4,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::app::{RegistryArgs, Sources};
 use super::key;
 use super::progress::Progress;
-use crate::artifact::cache::Cache;
 use crate::artifact::oci::Digest;
 use crate::artifact::reference::Reference;
-use crate::artifact::registry::{Options, Registry};
 use crate::artifact::signature::keys::Key;
 use crate::artifact::signature::transfer;
 use crate::config::Config;
@@ -24,9 +23,8 @@ pub struct SignArgs {
     /// The file of the private key; `tenon key generate` makes one.
     #[arg(long, value_name = "FILE")]
     key: PathBuf,
-    /// Speaks to the registry without TLS.
-    #[arg(long)]
-    plain_http: bool,
+    #[command(flatten)]
+    registry: RegistryArgs,
 }
 
 /// Signs what the reference leads to.
@@ -35,26 +33,24 @@ pub struct SignArgs {
 /// Where there is no such artifact, the key is not to be had, or the registry refuses.
 pub async fn run(args: &SignArgs, config: &Config, progress: &Progress) -> anyhow::Result<()> {
     let key = key::read(&args.key)?;
-    let registry = Registry::new(Options::new(&config.registry, args.plain_http))?;
-    let (digest, _) = registry.manifest(&args.reference).await?;
-    let cache = Cache::bounded(&config.cache_dir()?, config.cache.max_bytes())?;
-    sign(&registry, &cache, &args.reference, digest, &key, progress).await
+    let sources = Sources::open(config, &args.registry, progress)?;
+    let (digest, _) = sources.registry().await?.manifest(&args.reference).await?;
+    sign(&sources, &args.reference, digest, &key).await
 }
 
-/// Signs an artifact by its digest, and tells so: what `tenon push --sign` does in the end.
+/// Signs an artifact by its digest, and tells so.
 ///
 /// # Errors
 /// Where the registry refuses, or the artifact has too many signatures.
-pub async fn sign(
-    registry: &Registry,
-    cache: &Cache,
+pub(super) async fn sign(
+    sources: &Sources<'_>,
     artifact: &Reference,
     digest: Digest,
     key: &Key,
-    progress: &Progress,
 ) -> anyhow::Result<()> {
-    let (place, is_new) = transfer::push(registry, &cache.blobs(), artifact, digest, key).await?;
+    let (registry, blobs) = (sources.registry().await?, sources.cache.blobs());
+    let (place, is_new) = transfer::push(registry, &blobs, artifact, digest, key).await?;
     let by = if is_new { "by" } else { "as before, by" };
-    progress.say("Signed", format!("{} {by} {}, as {place}", artifact.at(digest), key.digest()));
+    sources.progress.say("Signed", format!("{} {by} {}, as {place}", artifact.at(digest), key.digest()));
     Ok(())
 }

@@ -4,16 +4,17 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::{Context as _, bail};
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::app::{App, AppArgs, From, Sources};
+use super::build;
 use super::progress::{Progress, elapsed};
 use super::watch::Watcher;
-use super::{build, variables};
-use crate::artifact::manifest::{self, Files, Manifest, Options};
+use crate::artifact::manifest::{Files, Manifest};
 use crate::artifact::signature::policy::Policy;
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::deploy::Step;
 use crate::function::{Function, Route, Target};
 use crate::host::{Host, Surroundings};
@@ -23,24 +24,17 @@ pub struct UpArgs {
     /// Model files to serve as they are, in place of an app: ONNX files, or the `.xml` of OpenVINO models.
     #[arg(value_name = "MODEL", conflicts_with_all = ["from", "build", "profile", "variables"])]
     models: Vec<PathBuf>,
-    /// The app manifest, or a folder: spin.toml in it or above it.
-    #[arg(short = 'f', long = "from", value_name = "PATH", default_value = ".")]
-    from: PathBuf,
+    #[command(flatten)]
+    app: AppArgs,
     /// Runs each component's build command first.
     #[arg(long)]
     build: bool,
     /// Builds and serves anew whenever a file of the app changes; until then the former version is served.
     #[arg(long)]
     watch: bool,
-    /// The build profile whose overrides apply.
-    #[arg(long, value_name = "NAME")]
-    profile: Option<String>,
     /// Where to serve, in place of `listen.http`.
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
-    /// The value of an app variable.
-    #[arg(long = "variable", value_name = "NAME=VALUE | NAME=@FILE | @FILE.json | @FILE.toml")]
-    variables: Vec<String>,
 }
 
 /// Serves until a signal says to stop.
@@ -48,22 +42,25 @@ pub struct UpArgs {
 /// # Errors
 /// Where the app or the host is not in order, or not all calls ended before the host did.
 pub async fn run(args: UpArgs, mut config: Config, progress: &Progress) -> anyhow::Result<()> {
-    let app = load(&args)?;
-    Policy::load(&config.signatures)?.admit_local(&app.path.display().to_string())?;
-    for warning in &app.warnings {
-        progress.warn(warning);
+    let kept = config.clone();
+    let sources = Sources::open(&kept, &args.app.registry, progress)?;
+    let mut app = load(&args, &sources, args.build || args.watch).await?;
+    if args.watch && app.image.is_some() {
+        bail!("`{}` is packed and does not change; leave `--watch` out", args.app.from);
     }
-    if args.build || args.watch {
-        build::build(&app, &[], progress).await?;
+    for warning in app.manifest.warnings.iter().chain(&app.files.warnings) {
+        progress.warn(warning);
     }
     if let Some(listen) = args.listen {
         config.listen.http = listen;
     }
-    let logs = config.log.dir.clone().unwrap_or_else(|| app.dir.join(".tenon/logs"));
-    let (host, mut stop) = start(config, &app, &app.files()?, logs, progress).await?;
+    // What is packed has no folder of its own.
+    let dir = if app.image.is_some() { std::env::current_dir()? } else { app.manifest.dir.clone() };
+    let logs = config.log.dir.clone().unwrap_or_else(|| dir.join(".tenon/logs"));
+    let (host, mut stop) = start(config, &app.manifest, &app.files, logs, progress).await?;
     tokio::select! {
         stopped = stop.wait() => stopped?,
-        never = watch(&args, &app, &host, progress), if args.watch => never?,
+        never = watch(&args, &mut app, &host, &sources), if args.watch => never?,
     }
     end(host, stop, progress).await
 }
@@ -113,61 +110,56 @@ async fn end(host: Host, mut stop: StopSignal, progress: &Progress) -> anyhow::R
     Ok(())
 }
 
-fn load(args: &UpArgs) -> anyhow::Result<Manifest> {
-    if !args.models.is_empty() {
-        return Ok(Manifest::of_models(&args.models)?);
+async fn load(args: &UpArgs, sources: &Sources<'_>, build: bool) -> anyhow::Result<App> {
+    match args.models.as_slice() {
+        [] => {
+            sources.admit_local(&args.app)?;
+            sources.app(&args.app, build, true).await
+        }
+        models => {
+            Policy::load(&sources.config.signatures)?.admit_local("model files")?;
+            sources.local(Manifest::of_models(models)?).await
+        }
     }
-    let Some(path) = manifest::find(&args.from) else {
-        bail!("there is no spin.toml at `{}` or above it; `tenon new` makes an app", args.from.display());
-    };
-    let variables = variables::read(&args.variables)?;
-    let options = Options {
-        profile: args.profile.as_deref(),
-        variables: &variables,
-        environment: &config::variable,
-        values_required: true,
-    };
-    Ok(Manifest::load(&path, &options)?)
 }
 
 /// Serves each new version of the app when it is in order, and says what is wrong when it is not.
-async fn watch(args: &UpArgs, app: &Manifest, host: &Host, progress: &Progress) -> anyhow::Result<()> {
-    let mut app = app.clone();
+async fn watch(args: &UpArgs, app: &mut App, host: &Host, sources: &Sources<'_>) -> anyhow::Result<()> {
     loop {
-        let mut watcher = Watcher::new(&app)?;
+        let mut watcher = Watcher::new(&app.manifest)?;
         for path in watcher.unwatched() {
-            progress.warn(format!("`{path}` cannot be watched"));
+            sources.progress.warn(format!("`{path}` cannot be watched"));
         }
         loop {
             let change = watcher.changed().await;
             let rebuild: Vec<_> = change.rebuild.into_iter().collect();
-            match renew(args, host, &rebuild, progress).await {
-                // What is watched stands in the manifest.
-                Ok(renewed) if change.manifest => {
-                    app = renewed;
-                    break;
+            match renew(args, host, &rebuild, sources).await {
+                Ok(renewed) => {
+                    *app = renewed;
+                    // What is watched stands in the manifest.
+                    if change.manifest {
+                        break;
+                    }
                 }
-                Ok(_) => {}
-                Err(error) => progress.warn(format!("still serving the former version: {error:#}")),
+                Err(error) => sources.progress.warn(format!("still serving the former version: {error:#}")),
             }
         }
     }
 }
 
-async fn renew(
-    args: &UpArgs,
-    host: &Host,
-    rebuild: &[String],
-    progress: &Progress,
-) -> anyhow::Result<Manifest> {
-    let app = load(args)?;
+async fn renew(args: &UpArgs, host: &Host, rebuild: &[String], sources: &Sources<'_>) -> anyhow::Result<App> {
+    let From::Manifest(path) = args.app.source()? else {
+        bail!("`{}` is not the app that was served before", args.app.from);
+    };
+    let manifest = args.app.manifest(&path, true)?;
     if !rebuild.is_empty() {
-        let known = |id: &&String| app.components.iter().any(|component| component.id == **id);
+        let known = |id: &&String| manifest.components.iter().any(|component| component.id == **id);
         let rebuild: Vec<_> = rebuild.iter().filter(known).cloned().collect();
-        build::build(&app, &rebuild, progress).await?;
+        build::build(&manifest, &rebuild, sources.progress).await?;
     }
-    host.deployer.deploy(&app, &app.files()?, &|_| {}).await?;
-    progress.say("Serving", "the new version");
+    let app = sources.local(manifest).await?;
+    host.deployer.deploy(&app.manifest, &app.files, &|_| {}).await?;
+    sources.progress.say("Serving", "the new version");
     Ok(app)
 }
 

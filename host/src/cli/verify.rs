@@ -7,10 +7,9 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use clap::Args;
 
+use super::app::{RegistryArgs, Sources};
 use super::progress::Progress;
-use crate::artifact::cache::Cache;
 use crate::artifact::reference::Reference;
-use crate::artifact::registry::{Options, Registry};
 use crate::artifact::signature::keys::TrustedKey;
 use crate::artifact::signature::policy::Policy;
 use crate::artifact::signature::transfer;
@@ -27,9 +26,8 @@ pub struct VerifyArgs {
     /// Writes the signatures and what they are over to this folder, to be looked at by other tools.
     #[arg(long, value_name = "DIR")]
     save: Option<PathBuf>,
-    /// Speaks to the registry without TLS.
-    #[arg(long)]
-    plain_http: bool,
+    #[command(flatten)]
+    registry: RegistryArgs,
 }
 
 /// Verifies, and tells by whom the artifact is signed.
@@ -38,12 +36,12 @@ pub struct VerifyArgs {
 /// Where no trusted key signed it, or the registry cannot be asked.
 pub async fn run(args: &VerifyArgs, config: &Config, progress: &Progress) -> anyhow::Result<()> {
     let policy = if args.key.is_empty() { Policy::load(&config.signatures)? } else { named(&args.key)? };
-    let registry = Registry::new(Options::new(&config.registry, args.plain_http))?;
-    let cache = Cache::bounded(&config.cache_dir()?, config.cache.max_bytes())?;
+    let sources = Sources::open(config, &args.registry, progress)?;
+    let (registry, blobs) = (sources.registry().await?, sources.cache.blobs());
     let (digest, _) = registry.manifest(&args.reference).await?;
     if let Some(folder) = &args.save {
         let place = transfer::reference(&args.reference, digest);
-        let signatures = transfer::signatures(&registry, &cache.blobs(), &place).await?;
+        let signatures = transfer::signatures(registry, &blobs, &place).await?;
         for (index, signed) in signatures.iter().enumerate() {
             write(&folder.join(format!("{}.payload", index + 1)), &signed.payload)?;
             write(&folder.join(format!("{}.signature", index + 1)), &signed.signature)?;
@@ -51,8 +49,7 @@ pub async fn run(args: &VerifyArgs, config: &Config, progress: &Progress) -> any
         progress.say("Saved", format!("{} signatures to {}", signatures.len(), folder.display()));
     }
     let artifact = args.reference.at(digest);
-    let registry = Some(&registry);
-    match transfer::verified(registry, &cache.blobs(), &args.reference, digest, &policy).await? {
+    match transfer::verified(Some(registry), &blobs, &args.reference, digest, &policy).await? {
         Some(key) => println!("{artifact} is signed by `{}`, {}", key.name, key.digest()),
         None => println!("{artifact} needs no signature: no key in host.toml is for its repository"),
     }

@@ -382,7 +382,7 @@ access = "yes""#;
             (13, "unknown key `libary` in `inference.openvino`; did you mean `library`?"),
             (
                 15,
-                "`registry.insecure[0]` cannot be `http://localhost:5000`; give a registry's host and port such as `localhost:5000`",
+                "`registry.insecure` cannot be `http://localhost:5000`; give a registry's host and port such as `localhost:5000`",
             ),
             (17, "`engine.pagemap_scan` cannot be `on`; it may be `auto`, `off`"),
             (19, "`log.access` must be true or false, not this string"),

@@ -6,7 +6,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
@@ -114,7 +114,7 @@ impl Blobs {
             Incoming { blobs: self.clone(), digest: *digest, size, received: 0, hash, file, path };
         incoming.read_back()?;
         incoming.has_room()?;
-        self.grown(size - incoming.received);
+        self.store.bound.expects(size - incoming.received, &self.store);
         Ok(Some(Receiving::Part(incoming)))
     }
 
@@ -179,18 +179,24 @@ impl Incoming {
         Ok(())
     }
 
-    /// Whether the disk has room for what is missing: better known now than when it is full.
+    /// Whether the disk has room for what is missing: better known now than when it is full. What is not in use makes
+    /// room.
     fn has_room(&self) -> Result<(), BlobError> {
+        let store = &self.blobs.store;
         let needed = self.size - self.received;
-        let Ok(disk) = rustix::fs::statvfs(self.blobs.store.root.as_path()) else { return Ok(()) };
-        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-        match needed.saturating_add(SPARE_BYTES) > free && needed > 0 {
-            true => Err(BlobError::NoRoom {
+        let lacking = |free: u64| needed.saturating_add(SPARE_BYTES).saturating_sub(free);
+        let Some(free) = free_bytes(&store.root).filter(|free| needed > 0 && lacking(*free) > 0) else {
+            return Ok(());
+        };
+        store.bound.free(lacking(free), store);
+        let free = free_bytes(&store.root).unwrap_or(free);
+        match lacking(free) {
+            0 => Ok(()),
+            _ => Err(BlobError::NoRoom {
                 digest: self.digest,
                 needed_mib: needed.div_ceil(1 << 20),
                 free_mib: free >> 20,
             }),
-            false => Ok(()),
         }
     }
 
@@ -245,6 +251,12 @@ impl Drop for Incoming {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// What is left of the disk for this user.
+fn free_bytes(root: &Path) -> Option<u64> {
+    let disk = rustix::fs::statvfs(root).ok()?;
+    Some(disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
 #[cfg(test)]

@@ -35,8 +35,17 @@ impl Bound {
         Bound { max_bytes, added: AtomicU64::new(0), looked: Mutex::new(None) }
     }
 
-    /// Says that so many bytes came, or are about to.
+    /// Says that so many bytes have come.
     pub(in crate::artifact) fn grown(&self, bytes: u64, store: &Store) {
+        self.add(bytes, 0, store);
+    }
+
+    /// Says that so many bytes are about to come: room is made for them now.
+    pub(in crate::artifact) fn expects(&self, bytes: u64, store: &Store) {
+        self.add(bytes, bytes, store);
+    }
+
+    fn add(&self, bytes: u64, coming: u64, store: &Store) {
         let added = self.added.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
         if self.max_bytes == 0 {
             return;
@@ -48,7 +57,17 @@ impl Bound {
             false => looked.at.elapsed() > KNOWN_FOR || looked.bytes.saturating_add(added) > self.max_bytes,
         });
         if is_due {
-            *looked = Some(self.shrink(bytes, store));
+            *looked = Some(self.shrink(coming, store));
+        }
+    }
+
+    /// Makes the cache smaller by so many bytes, because its disk lacks them; not at all where it is not that large.
+    pub(in crate::artifact) fn free(&self, bytes: u64, store: &Store) {
+        let Ok(inventory) = Inventory::of(&store.root) else { return };
+        let Some(goal) = inventory.bytes.checked_sub(bytes) else { return };
+        match evict(store, Goal::Bytes(goal), false) {
+            Ok(evicted) => tracing::info!(freed_mib = evicted.bytes >> 20, "the cache's disk lacked room"),
+            Err(error) => tracing::warn!(%error, "the cache's disk lacks room, and none can be made"),
         }
     }
 
@@ -61,7 +80,7 @@ impl Bound {
         }
     }
 
-    /// `coming` bytes may not be there yet.
+    /// `coming` bytes are not there yet.
     fn shrink(&self, coming: u64, store: &Store) -> Looked {
         self.added.store(0, Ordering::Relaxed);
         let failed = |error: &dyn std::fmt::Display| {

@@ -99,20 +99,21 @@ pub enum RegistryError {
 /// Why one attempt failed, and whether another may do better.
 #[derive(Debug)]
 pub(super) enum Failure {
-    Fatal(RegistryError),
+    Fatal(Box<RegistryError>),
     /// It may pass, after the time that the registry asks for.
-    Passing(RegistryError, Option<Duration>),
+    Passing(Box<RegistryError>, Option<Duration>),
 }
 
 impl From<RegistryError> for Failure {
     fn from(error: RegistryError) -> Failure {
-        Failure::Fatal(error)
+        Failure::Fatal(Box::new(error))
     }
 }
 
-impl From<BlobError> for Failure {
-    fn from(error: BlobError) -> Failure {
-        Failure::Fatal(error.into())
+impl Failure {
+    /// One that may pass, after the time that the registry asks for.
+    pub(super) fn passing(error: RegistryError, wait: Option<Duration>) -> Failure {
+        Failure::Passing(Box::new(error), wait)
     }
 }
 

@@ -300,7 +300,7 @@ impl Client {
         let (registry, what) = (registry.to_owned(), what.to_owned());
         let status = status.as_u16();
         let message = String::new();
-        Err(Failure::Passing(RegistryError::Status { registry, what, status, message }, wait))
+        Err(Failure::passing(RegistryError::Status { registry, what, status, message }, wait))
     }
 
     /// What a refusal means, and what to do about it.
@@ -441,7 +441,7 @@ impl Pace {
 
 pub(super) fn broken(registry: &str, what: &str, reason: &str) -> Failure {
     let (registry, what, reason) = (registry.to_owned(), what.to_owned(), reason.to_owned());
-    Failure::Passing(RegistryError::Broken { registry, what, reason }, None)
+    Failure::passing(RegistryError::Broken { registry, what, reason }, None)
 }
 
 /// Why a request failed, without its address, which may have a token in its query: the innermost reason says most.

@@ -49,20 +49,16 @@ impl Patience {
         tell: impl FnOnce(&RegistryError, Duration),
     ) -> Result<(), RegistryError> {
         let (error, asked) = match failure {
-            Failure::Fatal(error) => return Err(error),
+            Failure::Fatal(error) => return Err(*error),
             Failure::Passing(error, asked) => (error, asked),
         };
         self.failed += 1;
         self.attempts += 1;
         if self.failed > self.retries || self.attempts >= MAX_ATTEMPTS {
             if self.attempts == 1 {
-                return Err(error);
+                return Err(*error);
             }
-            return Err(RegistryError::GaveUp {
-                error: Box::new(error),
-                times: self.attempts,
-                advice: self.advice,
-            });
+            return Err(RegistryError::GaveUp { error, times: self.attempts, advice: self.advice });
         }
         let own = self.backoff.saturating_mul(1 << (self.failed - 1).min(16)).min(MAX_BACKOFF);
         // Callers that were cut off together do not come back together.

@@ -12,7 +12,9 @@ const NAME_CHARS: usize = 60;
 
 /// Whom a transfer tells of its layers. It is called from several threads, often: whoever listens must be quick.
 #[derive(Clone, Default)]
-pub struct Report(Option<Arc<dyn Fn(&Layer, What) + Send + Sync>>);
+pub struct Report(Option<Arc<Listener>>);
+
+type Listener = dyn Fn(&Layer, What) + Send + Sync;
 
 /// A layer, or the config, on its way.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -50,6 +50,8 @@ struct Upload<'a> {
     is_chunked: bool,
     chunk_bytes: u64,
     sent: u64,
+    /// The most of the blob that the registry has said it has.
+    kept: u64,
 }
 
 /// An upload that a registry has open.
@@ -71,9 +73,17 @@ pub(super) async fn push(
     let layer = Layer::of(blob);
     let pushed = async {
         let file = file_of(from, &layer).await?;
-        let (is_chunked, chunk_bytes, sent) = (false, CHUNK_BYTES, 0);
-        let layer = &layer;
-        let mut upload = Upload { client, reference, layer, report, file, is_chunked, chunk_bytes, sent };
+        let mut upload = Upload {
+            client,
+            reference,
+            layer: &layer,
+            report,
+            file,
+            is_chunked: false,
+            chunk_bytes: CHUNK_BYTES,
+            sent: 0,
+            kept: 0,
+        };
         upload.push(sources).await
     };
     let pushed = pushed.await;
@@ -122,9 +132,10 @@ impl Upload<'_> {
         let mut patience = Patience::new(self.client);
         let mut open = None;
         loop {
-            let sent = self.sent;
+            let kept = self.kept;
             let Err(failure) = self.attempt(&mut open).await else { return Ok(()) };
-            if self.sent - sent >= WORTHWHILE_BYTES {
+            // What was sent counts only where the registry kept it.
+            if self.kept - kept >= WORTHWHILE_BYTES {
                 patience.progressed();
             }
             let (layer, report) = (self.layer, self.report);
@@ -149,6 +160,7 @@ impl Upload<'_> {
             },
         };
         let (location, offset) = (session.location.clone(), session.offset);
+        self.kept = self.kept.max(offset);
         *open = Some(session);
         let taken = match offset > 0 || self.is_chunked {
             true => self.send_chunks(location, offset, open).await?,
@@ -276,6 +288,7 @@ impl Upload<'_> {
                 ));
             }
             offset = has;
+            self.kept = self.kept.max(offset);
             *open = Some(Session { location: location.clone(), offset });
         }
         let what = self.what();

@@ -165,3 +165,164 @@ impl Contents for OnDisk<'_> {
         Some(self.local.local_app_dir?.join(relative)).filter(|path| path.is_file())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::fs;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::artifact::manifest::Source;
+    use crate::artifact::wasm::tests as wasm;
+
+    /// A folder as Spin leaves it: the locked app, its assets, and the author's app beside them.
+    fn folder() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let nn = wasm::component(&["wasi:nn/graph@0.2.0-rc-2024-10-28"], &[]);
+        let files: [(&str, &[u8]); 6] = [
+            ("my app/c.wasm", &nn),
+            ("my app/plain.wasm", &wasm::component(&[], &[])),
+            ("my app/model/m.onnx", b"a model"),
+            ("work/assets/c/a.txt", b"a"),
+            ("work/assets/c/sub/b.txt", b"b"),
+            ("direct/d.txt", b"d"),
+        ];
+        for (name, bytes) in files {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        }
+        dir
+    }
+
+    fn url(path: &Path) -> String {
+        Url::from_file_path(path).unwrap().to_string()
+    }
+
+    fn app_in(dir: &Path) -> Value {
+        let source = |file: &str| json!({"content_type": "application/wasm", "source": url(&dir.join(file))});
+        let config = |component: &str, route: &str| json!({"component": component, "route": route});
+        json!({
+            "spin_lock_version": 0,
+            "metadata": {
+                "name": "shop",
+                "origin": url(&dir.join("my app/spin.toml")),
+                "triggers": {"redis": {"address": "redis://localhost"}},
+            },
+            "triggers": [
+                {"id": "t", "trigger_type": "tenon", "trigger_config": config("c", "/c")},
+                {"id": "r", "trigger_type": "redis", "trigger_config": {"component": "plain", "channel": "x"}},
+            ],
+            "components": [
+                {
+                    "id": "c",
+                    "source": source("my app/c.wasm"),
+                    "files": [
+                        {"source": url(&dir.join("work/assets/c")), "path": "/"},
+                        {"source": url(&dir.join("direct")), "path": "/direct"},
+                    ],
+                },
+                {"id": "plain", "source": source("my app/plain.wasm")},
+            ],
+        })
+    }
+
+    /// What becomes of the app, with the author's `spin.toml` beside it or without.
+    fn handed_over(dir: &Path, app: &Value, author: Option<&str>) -> Result<Unpacked, UnpackError> {
+        let lock = dir.join("work/spin.lock");
+        fs::write(&lock, serde_json::to_vec_pretty(app).unwrap()).unwrap();
+        let folder = dir.join("my app");
+        if let Some(author) = author {
+            fs::write(folder.join("spin.toml"), author).unwrap();
+        }
+        let url = url(&lock);
+        let local_app_dir = author.map(|_| folder.as_path());
+        let local = Local { locked_url: &url, local_app_dir, trigger_type: Some("tenon") };
+        let options = Options {
+            name: "shop",
+            variables: &BTreeMap::new(),
+            environment: &|_| None,
+            values_required: true,
+            max_unpacked_bytes: 0,
+        };
+        locked_app(&local, &options)
+    }
+
+    const AUTHOR: &str = "spin_manifest_version = 2\n[application]\nname = \"shop\"\n[[trigger.tenon]]\n\
+        route = \"/c\"\ncomponent = \"c\"\n[component.c]\nsource = \"c.wasm\"\n[component.c.tool.tenon]\n\
+        limits.deadline_ms = 7\nmodels.m.path = \"model/m.onnx\"\n";
+
+    #[test]
+    fn what_spin_hands_over_is_served_with_the_authors_settings() {
+        let dir = folder();
+        let unpacked = handed_over(dir.path(), &app_in(dir.path()), Some(AUTHOR)).unwrap();
+        let [component] = unpacked.manifest.components.as_slice() else {
+            panic!("the component of our trigger")
+        };
+        assert_eq!(unpacked.manifest.triggers.len(), 1);
+        assert_eq!(component.source, Source::Path(dir.path().join("my app/c.wasm")));
+        assert_eq!(component.models["m"].path, dir.path().join("my app/model/m.onnx"));
+        assert_eq!(component.limits.deadline_ms, Some(7));
+        let mounts = unpacked.files.mounts["c"].iter();
+        let paths: Vec<_> = mounts.map(|mount| mount.destination.as_str()).collect();
+        assert_eq!(paths, ["/a.txt", "/direct/d.txt", "/sub/b.txt"]);
+    }
+
+    #[test]
+    fn settings_in_the_trigger_go_before_those_of_the_author() {
+        let dir = folder();
+        let mut app = app_in(dir.path());
+        let settings = json!({"models": {"n": {"path": "model/m.onnx"}}});
+        app["triggers"][0]["trigger_config"]["settings"] = settings;
+        let unpacked = handed_over(dir.path(), &app, Some(AUTHOR)).unwrap();
+        let component = &unpacked.manifest.components[0];
+        assert_eq!((component.models.len(), component.limits.deadline_ms), (1, None));
+        assert_eq!(component.models["n"].path, dir.path().join("my app/model/m.onnx"));
+        let error = handed_over(dir.path(), &app, None).unwrap_err().to_string();
+        assert!(error.contains("model `n` of component `c` is to be `/model/m.onnx`"), "{error}");
+    }
+
+    #[test]
+    fn what_spin_hands_over_is_refused_with_a_reason() {
+        let dir = folder();
+        let check = |author: Option<&str>, change: &dyn Fn(&mut Value), expected: &str| {
+            let mut app = app_in(dir.path());
+            change(&mut app);
+            let error = handed_over(dir.path(), &app, author).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        };
+        check(None, &|_| {}, "component `c` imports `wasi:nn/graph");
+        check(Some("spin_manifest_version = 2"), &|_| {}, "component `c` imports `wasi:nn/graph");
+        let source =
+            |url: &'static str| move |app: &mut Value| app["components"][0]["source"]["source"] = json!(url);
+        check(Some(AUTHOR), &source("https://example.com/c.wasm"), "is not the URL of a file");
+        check(Some(AUTHOR), &source("c.wasm"), "is not the URL of a file");
+        check(
+            Some(AUTHOR),
+            &|app| app["components"][0]["source"] = json!({"content_type": "application/wasm"}),
+            "nor where",
+        );
+        let file = |path: &'static str| {
+            move |app: &mut Value| app["components"][0]["files"][1]["path"] = json!(path)
+        };
+        check(Some(AUTHOR), &file("/../x"), "is not a guest path");
+        let gone = |app: &mut Value| app["components"][0]["files"][1]["source"] = json!("file:///gone/away");
+        check(Some(AUTHOR), &gone, "cannot read `/gone/away`");
+        let twice = |app: &mut Value| {
+            let list = app["components"][0]["files"].as_array_mut().unwrap();
+            list.push(list[0].clone());
+        };
+        check(Some(AUTHOR), &twice, "has the file `/a.txt` twice");
+        let no_url = Local { locked_url: "spin.lock", local_app_dir: None, trigger_type: None };
+        let options = Options {
+            name: "shop",
+            variables: &BTreeMap::new(),
+            environment: &|_| None,
+            values_required: true,
+            max_unpacked_bytes: 0,
+        };
+        assert!(locked_app(&no_url, &options).is_err());
+    }
+}

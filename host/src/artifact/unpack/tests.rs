@@ -313,15 +313,18 @@ fn settings_that_do_not_fit_say_what_to_do() {
     assert_eq!(modelpack::references(&unpacked.manifest).len(), 1);
 }
 
+/// What is said of an app of one component and one file after `change`.
+fn refused(change: &dyn Fn(&mut Value), expected: &str) {
+    let (mut bench, wasm) = bench(&[]);
+    let mut app = app_of(wasm, &json!({"files": [{"inline": "aGk", "path": "a.txt"}]}));
+    change(&mut app);
+    let error = bench.spin(&app).unwrap_err().to_string();
+    assert!(error.contains(expected), "{error}");
+}
+
 #[test]
 fn apps_that_are_not_taken_say_why() {
-    let check = |change: &dyn Fn(&mut Value), expected: &str| {
-        let (mut bench, wasm) = bench(&[]);
-        let mut app = app_of(wasm, &json!({"files": [{"inline": "aGk", "path": "a.txt"}]}));
-        change(&mut app);
-        let error = bench.spin(&app).unwrap_err().to_string();
-        assert!(error.contains(expected), "{error}");
-    };
+    let check = refused;
     let absent = Digest::of(b"another app's secret");
     check(&|app| app["spin_lock_version"] = json!(2), "has version 2");
     check(&|app| app["must_understand"] = json!(["time_travel"]), "`time_travel` must be understood");
@@ -361,6 +364,12 @@ fn apps_that_are_not_taken_say_why() {
     check(&|app| app["components"][0]["config"] = json!({"a": "{{ b }}"}), "declare `b` under");
     let databases = json!({"databases": ["default"]});
     check(&|app| app["components"][0]["metadata"] = databases.clone(), "sqlite_databases` is not supported");
+}
+
+#[test]
+fn files_and_ids_that_are_not_taken_say_why() {
+    let check = refused;
+    let absent = Digest::of(b"another app's secret");
     check(
         &|app| app["components"][0]["files"][0]["digest"] = json!(absent),
         "has the digest sha256:8f434346",
@@ -390,34 +399,40 @@ fn apps_that_are_not_taken_say_why() {
     );
 }
 
+/// What is said of a packed app after `change`.
+fn broken(change: &dyn Fn(&mut ImageManifest, &Blobs), expected: &str) {
+    let bench = Bench::new();
+    let dir = bench.dir.path().join("app");
+    app_in(&dir);
+    let author = load(&dir);
+    let packed = package::pack(&author, &author.files().unwrap(), &BTreeMap::new(), &bench.blobs);
+    let mut manifest = packed.unwrap().manifest;
+    change(&mut manifest, &bench.blobs);
+    let error = bench.unpack(&manifest).unwrap_err().to_string();
+    assert!(error.contains(expected), "{error}");
+}
+
+/// The place of the settings among the layers.
+fn settings(manifest: &ImageManifest) -> usize {
+    manifest.layers.iter().position(|layer| layer.annotations.contains_key(settings::ANNOTATION)).unwrap()
+}
+
+/// Puts other settings in the place of those that are there.
+fn replace(manifest: &mut ImageManifest, blobs: &Blobs, change: &dyn Fn(&mut Value)) {
+    let place = settings(manifest);
+    let bytes = blobs.read(&manifest.layers[place].digest, 1 << 20).unwrap().unwrap();
+    let mut document: Value = serde_json::from_slice(&bytes).unwrap();
+    change(&mut document);
+    let bytes = document.to_string();
+    let digest = blobs.put(bytes.as_bytes()).unwrap();
+    manifest.layers[place].digest = digest;
+    manifest.layers[place].size = bytes.len() as u64;
+    manifest.annotations.insert(settings::ANNOTATION.to_owned(), digest.to_string());
+}
+
 #[test]
 fn settings_and_layers_must_agree() {
-    let check = |change: &dyn Fn(&mut ImageManifest, &Blobs), expected: &str| {
-        let bench = Bench::new();
-        let dir = bench.dir.path().join("app");
-        app_in(&dir);
-        let author = load(&dir);
-        let mut packed =
-            package::pack(&author, &author.files().unwrap(), &BTreeMap::new(), &bench.blobs).unwrap();
-        change(&mut packed.manifest, &bench.blobs);
-        let error = bench.unpack(&packed.manifest).unwrap_err().to_string();
-        assert!(error.contains(expected), "{error}");
-    };
-    let settings = |manifest: &ImageManifest| {
-        manifest.layers.iter().position(|layer| layer.annotations.contains_key(settings::ANNOTATION)).unwrap()
-    };
-    // Other settings in the place of those that are there.
-    let replace = |manifest: &mut ImageManifest, blobs: &Blobs, change: &dyn Fn(&mut Value)| {
-        let place = settings(manifest);
-        let bytes = blobs.read(&manifest.layers[place].digest, 1 << 20).unwrap().unwrap();
-        let mut document: Value = serde_json::from_slice(&bytes).unwrap();
-        change(&mut document);
-        let bytes = document.to_string();
-        let digest = blobs.put(bytes.as_bytes()).unwrap();
-        manifest.layers[place].digest = digest;
-        manifest.layers[place].size = bytes.len() as u64;
-        manifest.annotations.insert(settings::ANNOTATION.to_owned(), digest.to_string());
-    };
+    let check = broken;
     check(&|manifest, _| drop(manifest.layers.remove(settings(manifest))), "its settings are gone");
     check(&|manifest, _| drop(manifest.annotations.remove(settings::ANNOTATION)), "1 of its layers say");
     check(
@@ -542,7 +557,7 @@ fn hostile_archives_are_refused() {
         [(Kind::XHeader, "p", b"16 path=../../x\n"), (Kind::Regular, "a", b"x")];
     check(archive(&extended), "`../../x` leads out of it");
     check(archive(&[(Kind::Regular, "bomb", &vec![0; 2 << 20])]), "it unpacks to more than 1 MiB");
-    check(archive(&vec![(Kind::Regular, "a", &[b'x'; 600_000][..]); 3]), "it unpacks to more than 1 MiB");
+    check(archive(&[(Kind::Regular, "a", &[b'x'; 600_000][..]); 3]), "it unpacks to more than 1 MiB");
     check(b"no archive".to_vec(), "it cannot be read");
     let whole = archive(&[(Kind::Regular, "a", &[b'x'; 200])]);
     check(whole[..whole.len() - 20].to_vec(), "it cannot be read");
