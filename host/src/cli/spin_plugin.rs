@@ -1,4 +1,4 @@
-//! `tenon spin-plugin`: packs this program as the plugin by which Spin serves `[[trigger.tenon]]`.
+//! `tenon spin-plugin`: packs this program as the plugin by which Spin serves `[[trigger.tenon]]`, with templates.
 
 #![expect(clippy::print_stdout, reason = "what a command answers goes to standard output")]
 
@@ -13,6 +13,7 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use url::Url;
 
+use super::new;
 use super::progress::Progress;
 use super::trigger::NAME;
 use crate::artifact::oci::Digest;
@@ -21,10 +22,10 @@ use crate::artifact::oci::Digest;
 const SPIN: &str = ">=3.0";
 const LICENSE: &str = include_str!("../../../LICENSE");
 
-/// Packs this program as Spin's plugin `trigger-tenon`, for `spin plugins install --file`.
+/// Packs this program as Spin's plugin `trigger-tenon`, and the templates of `tenon new` for `spin new`.
 #[derive(Args)]
 pub struct SpinPluginArgs {
-    /// The folder to write the plugin's archive and manifest to
+    /// The folder to write the plugin's archive and manifest and the templates to
     #[arg(short, long, value_name = "DIR", default_value = ".")]
     output: PathBuf,
     /// Where the archive will be found, if not in that folder: the URL of its folder
@@ -41,7 +42,11 @@ pub fn run(args: &SpinPluginArgs, progress: &Progress) -> anyhow::Result<()> {
     let (archive, manifest) = pack(&program, &args.output, args.url.as_ref())?;
     progress.say("Packed", archive.display());
     progress.say("Wrote", manifest.display());
-    println!("Install it with `spin plugins install --yes --file {}`.", manifest.display());
+    new::write_for_spin(&args.output)?;
+    progress.say("Wrote", args.output.join("templates").display());
+    println!("Install them with");
+    println!("    spin plugins install --yes --file {}", manifest.display());
+    println!("    spin templates install --dir {}", args.output.display());
     Ok(())
 }
 
