@@ -21,6 +21,8 @@ mod oip;
 mod outbound;
 mod request;
 mod residency;
+mod signatures;
+mod spin;
 mod stock;
 mod tidy;
 mod tls;

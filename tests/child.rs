@@ -5,11 +5,5 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     // First of all, as in the program itself: the setting is read by libraries that are loaded later.
     tenon::backend::onnxruntime::disable_telemetry();
-    match tenon::cli::run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    tenon::cli::run()
 }

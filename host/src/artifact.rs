@@ -3,6 +3,7 @@
 pub mod archive;
 pub mod blobs;
 pub mod cache;
+pub mod difference;
 pub mod fetch;
 pub mod layout;
 pub mod locked;
@@ -14,5 +15,6 @@ pub mod reference;
 pub mod registry;
 pub mod sample;
 pub mod settings;
+pub mod signature;
 pub mod unpack;
 pub mod wasm;

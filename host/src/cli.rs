@@ -3,6 +3,7 @@
 #![expect(clippy::print_stdout, reason = "what a command answers goes to standard output")]
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -18,15 +19,22 @@ pub mod build;
 pub mod cache;
 pub mod check;
 pub mod conformance;
+pub mod diff;
 pub mod doctor;
+pub mod key;
 pub mod model;
 pub mod new;
 pub mod package;
 pub mod progress;
 pub mod push;
+pub mod sign;
+pub mod spin_plugin;
 pub mod transfer;
+pub mod trigger;
 pub mod tune;
 pub mod up;
+mod variables;
+pub mod verify;
 pub mod watch;
 
 /// A serverless host for machine-learning model functions in WebAssembly.
@@ -63,9 +71,17 @@ enum Command {
     Tune(tune::TuneArgs),
     /// Shows inference backends, and obtains their libraries.
     Backend(backend::BackendArgs),
+    Diff(diff::DiffArgs),
+    Key(key::KeyArgs),
+    Sign(sign::SignArgs),
+    Verify(verify::VerifyArgs),
     Cache(cache::CacheArgs),
     /// Tells what is wrong with a setup, and the command that mends it.
     Doctor(doctor::DoctorArgs),
+    SpinPlugin(spin_plugin::SpinPluginArgs),
+    /// Serves an app that Spin hands over; Spin starts this by itself.
+    #[command(name = trigger::NAME, hide = true)]
+    Trigger(trigger::TriggerArgs),
     /// Tries a model out; the host starts this by itself.
     #[command(name = crate::backend::vet::CHILD_COMMAND, hide = true)]
     VetModel,
@@ -74,14 +90,21 @@ enum Command {
 /// The Python whose `pip` obtains libraries.
 const PYTHON: &str = "python3";
 
-/// Runs the command that the arguments name.
-///
-/// # Errors
-/// Says what went wrong and what to do.
-pub fn run() -> anyhow::Result<()> {
-    let cli = Cli::parse();
+/// Runs the command that the arguments name, says what went wrong and what to do, and answers with the status that the
+/// program ends with.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse_from(trigger::arguments());
+    let trouble = if matches!(cli.command, Command::Diff(_)) { diff::TROUBLE } else { 1 };
+    execute(cli).unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::from(trouble)
+    })
+}
+
+fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
     if let Command::VetModel = cli.command {
-        return Ok(crate::backend::vet::child()?);
+        crate::backend::vet::child()?;
+        return Ok(ExitCode::SUCCESS);
     }
     let config = Config::load(cli.config.as_deref())?;
     let json = config.log.format == config::LogFormat::Json;
@@ -94,10 +117,16 @@ pub fn run() -> anyhow::Result<()> {
     match cli.command {
         Command::New(args) => new::run(&args, &progress),
         Command::Build(args) => runtime()?.block_on(build::run(&args, &progress)),
+        Command::Diff(args) => return runtime()?.block_on(diff::run(&args, &config, &progress)),
+        Command::Sign(args) => runtime()?.block_on(sign::run(&args, &config, &progress)),
+        Command::Verify(args) => runtime()?.block_on(verify::run(&args, &config, &progress)),
+        Command::Key(args) => key::run(&args, &progress),
         Command::Check(args) => runtime()?.block_on(check::run(&args, config, &progress)),
         Command::Conformance(args) => conformance::run(&args, &progress),
         Command::Tune(args) => runtime()?.block_on(tune::run(&args, config, &progress)),
         Command::Cache(args) => cache::run(&args, &config, &progress),
+        Command::SpinPlugin(args) => spin_plugin::run(&args, &progress),
+        Command::Trigger(args) => runtime()?.block_on(trigger::run(args, config, &progress)),
         Command::Package(args) => runtime()?.block_on(package::run(&args, config, &progress)),
         Command::Push(args) => runtime()?.block_on(push::push(&args, config, &progress)),
         Command::Pull(args) => runtime()?.block_on(push::pull(&args, config, &progress)),
@@ -118,7 +147,8 @@ pub fn run() -> anyhow::Result<()> {
             doctor::run(&args, &setup)
         }
         Command::VetModel => Ok(()),
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Where libraries were installed. What lies there is loaded into this process, so nobody else may write it.

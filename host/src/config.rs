@@ -32,6 +32,7 @@ pub struct Config {
     pub outbound: Outbound,
     pub engine: Engine,
     pub log: Log,
+    pub signatures: Signatures,
 }
 
 /// Addresses.
@@ -244,6 +245,35 @@ pub enum LogFormat {
     Json,
 }
 
+/// Whose artifacts are served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signatures {
+    pub required: Required,
+    /// Whether apps are served that come from no registry.
+    pub local_apps: bool,
+    /// Whether a signature must name the repository that the artifact comes from.
+    pub same_repository: bool,
+    /// By name.
+    pub keys: BTreeMap<String, SigningKey>,
+}
+
+/// What must be signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Required {
+    /// What comes from a repository that a key is for.
+    Listed,
+    /// Whatever comes from a registry.
+    All,
+}
+
+/// A public key, and what it may sign.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SigningKey {
+    pub file: PathBuf,
+    /// Repositories such as `registry.example/team/app`, or all below one: `registry.example/team/*`; at least one.
+    pub repositories: Vec<String>,
+}
+
 /// No directory can be found for the cache.
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -361,6 +391,12 @@ impl Default for Log {
     }
 }
 
+impl Default for Signatures {
+    fn default() -> Self {
+        Self { required: Required::Listed, local_apps: true, same_repository: false, keys: BTreeMap::new() }
+    }
+}
+
 impl Config {
     /// Reads `host.toml` at `path`; without one, the defaults.
     ///
@@ -461,6 +497,34 @@ impl CredentialFiles {
 /// The value of the app variable `name` from `SPIN_VARIABLE_<NAME>`.
 pub fn variable(name: &str) -> Option<String> {
     std::env::var(format!("SPIN_VARIABLE_{}", name.to_ascii_uppercase())).ok()
+}
+
+/// The app that Spin hands to a trigger, in the environment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Handover {
+    /// `SPIN_LOCKED_URL`: the URL of the file of the locked app.
+    pub locked_url: String,
+    /// `SPIN_WORKING_DIR`: a folder of Spin's, which is gone when it ends.
+    pub working_dir: PathBuf,
+    /// `SPIN_LOCAL_APP_DIR`: the folder of spin.toml, where the app comes from one.
+    pub local_app_dir: Option<PathBuf>,
+}
+
+impl Handover {
+    /// What the environment of this process has; `None` where Spin did not start it as a trigger.
+    pub fn find() -> Option<Self> {
+        Some(Self {
+            locked_url: environment("SPIN_LOCKED_URL")?,
+            working_dir: environment("SPIN_WORKING_DIR")?.into(),
+            local_app_dir: environment("SPIN_LOCAL_APP_DIR").map(PathBuf::from),
+        })
+    }
+}
+
+/// The password of a private key from `TENON_KEY_PASSWORD`, or `COSIGN_PASSWORD`; one that is set to nothing is an
+/// empty password.
+pub fn key_password() -> Option<String> {
+    ["TENON_KEY_PASSWORD", "COSIGN_PASSWORD"].into_iter().find_map(|name| std::env::var(name).ok())
 }
 
 /// Whether `TENON_REQUIRE`, a list with commas, demands the tests that need `what`.

@@ -9,11 +9,5 @@ fn main() -> ExitCode {
     // First of all, while this is the only thread: the setting is read by libraries that are loaded later.
     #[cfg(feature = "onnxruntime")]
     tenon::backend::onnxruntime::disable_telemetry();
-    match tenon::cli::run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    tenon::cli::run()
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{Context as _, bail};
 use clap::Args;
 use tokio::sync::OnceCell;
 
@@ -15,6 +15,7 @@ use crate::artifact::manifest::{self, Files, Manifest, Options, Source};
 use crate::artifact::oci::{Digest, ImageManifest};
 use crate::artifact::reference::Reference;
 use crate::artifact::registry::{self, Pulled, Registry};
+use crate::artifact::signature::{self, policy::Policy};
 use crate::artifact::{fetch, layout, modelpack, unpack};
 use crate::config::{self, Config};
 
@@ -28,7 +29,7 @@ pub struct AppArgs {
     #[arg(long, value_name = "NAME")]
     pub profile: Option<String>,
     /// The value of an app variable.
-    #[arg(long = "variable", value_name = "NAME=VALUE")]
+    #[arg(long = "variable", value_name = "NAME=VALUE | NAME=@FILE | @FILE.json | @FILE.toml")]
     pub variables: Vec<String>,
     #[command(flatten)]
     pub registry: RegistryArgs,
@@ -89,11 +90,7 @@ impl AppArgs {
     }
 
     fn variables(&self) -> anyhow::Result<BTreeMap<String, String>> {
-        let variables = self.variables.iter().map(|variable| {
-            let (name, value) = variable.split_once('=').context("--variable takes NAME=VALUE")?;
-            Ok((name.to_owned(), value.to_owned()))
-        });
-        variables.collect()
+        super::variables::read(&self.variables)
     }
 }
 
@@ -213,17 +210,51 @@ impl<'a> Sources<'a> {
         self.config.registry.max_artifact_mib << 20
     }
 
-    /// Pulls an artifact. Where its registry cannot be asked, what it was when it was pulled last has to do.
+    /// Pulls an artifact that is signed as the operator demands: nothing but its manifest is fetched before that is
+    /// known.
     ///
     /// # Errors
     /// Where it cannot be had, or is not signed as the operator demands.
     pub async fn pull(&self, reference: &Reference) -> anyhow::Result<Pulled> {
-        let blobs = self.cache.blobs();
         let registry = self.registry().await?;
+        let (digest, bytes) = registry.manifest(reference).await?;
+        let policy = Policy::load(&self.config.signatures)?;
+        let blobs = self.cache.blobs();
+        let key = signature::transfer::verified(Some(registry), &blobs, reference, digest, &policy).await?;
+        if let Some(key) = key {
+            self.progress.say("Verified", format!("{} is signed by `{}`", reference.at(digest), key.name));
+        }
+        self.fetch(reference, &bytes).await
+    }
+
+    /// Pulls an artifact whoever signed it: one that is not run, or whose digest somebody else answers for.
+    ///
+    /// # Errors
+    /// Where it cannot be had.
+    pub async fn pull_unverified(&self, reference: &Reference) -> anyhow::Result<Pulled> {
+        let (_, bytes) = self.registry().await?.manifest(reference).await?;
+        self.fetch(reference, &bytes).await
+    }
+
+    async fn fetch(&self, reference: &Reference, manifest: &[u8]) -> anyhow::Result<Pulled> {
+        let (registry, blobs) = (self.registry().await?, self.cache.blobs());
         let transfer = Transfer::new(self.progress, Way::Pull);
-        let pulled = registry.pull(reference, &blobs, &transfer.report()).await?;
+        let pulled = registry.pull_manifest(reference, manifest, &blobs, &transfer.report()).await?;
         transfer.done(reference, &pulled.moved);
         Ok(pulled)
+    }
+
+    /// Refuses an app that comes from no registry, where the operator has it so: nobody signed it.
+    ///
+    /// # Errors
+    /// Where it is refused.
+    pub fn admit_local(&self, args: &AppArgs) -> anyhow::Result<()> {
+        match args.source()? {
+            From::Registry(_) => Ok(()),
+            From::Manifest(_) | From::Layout(_) => {
+                Ok(Policy::load(&self.config.signatures)?.admit_local(&args.from)?)
+            }
+        }
     }
 
     /// Brings the models that an app names in registries.
@@ -232,7 +263,8 @@ impl<'a> Sources<'a> {
         let mut files = BTreeMap::new();
         for (text, encodings) in modelpack::references(manifest) {
             let reference: Reference = text.parse()?;
-            let image = self.pull(&reference).await.with_context(|| format!("model `{text}`"))?;
+            // Whoever signed the app signed the digest of its model.
+            let image = self.pull_unverified(&reference).await.with_context(|| format!("model `{text}`"))?;
             for encoding in encodings {
                 let (blobs, layers, limit) =
                     (self.cache.blobs(), image.manifest.clone(), self.max_unpacked_bytes());

@@ -140,6 +140,7 @@ fn without_stores(config: &Config) -> Config {
 }
 
 async fn load(args: &CheckArgs, sources: &Sources<'_>) -> anyhow::Result<App> {
+    sources.admit_local(&args.app)?;
     let mut app = sources.app(&args.app, args.build, true).await?;
     let manifest = &mut app.manifest;
     for id in &args.components {

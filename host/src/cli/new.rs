@@ -166,10 +166,52 @@ fn files(name: &str, template: &str) -> anyhow::Result<Vec<(String, Cow<'static,
 }
 
 fn templates() -> Vec<String> {
+    names().map(|name| format!("`{name}`")).collect()
+}
+
+/// The templates' names, each once: they are embedded in order.
+fn names() -> impl Iterator<Item = &'static str> {
     let names = EMBEDDED.iter().filter_map(|(path, _)| path.strip_prefix("templates/")?.split('/').next());
-    let mut names: Vec<_> = names.map(|name| format!("`{name}`")).collect();
-    names.dedup();
-    names
+    let mut before = None;
+    names.filter(move |name| before.replace(*name) != Some(*name))
+}
+
+/// Writes the templates for Spin, each with all that it needs, to `templates` in `folder`.
+///
+/// # Errors
+/// Where they cannot be written.
+pub(super) fn write_for_spin(folder: &Path) -> anyhow::Result<()> {
+    let write = |path: &str, bytes: &[u8]| {
+        let path = folder.join(path);
+        let written = path.parent().map_or(Ok(()), std::fs::create_dir_all);
+        let written = written.and_then(|()| std::fs::write(&path, bytes));
+        written.with_context(|| format!("`{}` cannot be written", path.display()))
+    };
+    for (path, bytes) in EMBEDDED.iter().filter(|(path, _)| path.starts_with("templates/")) {
+        write(path, bytes)?;
+    }
+    for template in names() {
+        for (from, to) in VENDORED {
+            for (path, bytes) in EMBEDDED {
+                if let Some(rest) = path.strip_prefix(from) {
+                    // As in a template of its own, a Cargo.toml must not be taken for that of a real package.
+                    let ending = if rest.ends_with("Cargo.toml") { ".tmpl" } else { "" };
+                    write(&format!("templates/{template}/content/{to}{rest}{ending}"), &raw(bytes))?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What Spin, which fills in every text, is to leave as it is.
+fn raw(bytes: &'static [u8]) -> Cow<'static, [u8]> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) if text.contains("{{") || text.contains("{%") => {
+            Cow::Owned(format!("{{% raw %}}{text}{{% endraw %}}").into_bytes())
+        }
+        _ => Cow::Borrowed(bytes),
+    }
 }
 
 /// Fills in the placeholders; what is not text has none.
@@ -250,7 +292,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names() {
+    fn names_of_apps() {
         let check = |name: &str, expected: Option<&str>| match (check_name(name), expected) {
             (Ok(()), None) => {}
             (Err(error), Some(expected)) => assert!(error.to_string().contains(expected), "{error}"),
@@ -308,13 +350,53 @@ mod tests {
     }
 
     #[test]
+    fn templates_for_spin_are_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        write_for_spin(dir.path()).unwrap();
+        assert_eq!(names().collect::<Vec<_>>(), ["http", "typed"]);
+        for template in names() {
+            let folder = dir.path().join("templates").join(template);
+            let metadata = std::fs::read_to_string(folder.join("metadata/spin-template.toml")).unwrap();
+            let metadata: toml::Table = metadata.parse().unwrap();
+            assert_eq!(metadata["id"].as_str(), Some(format!("tenon-{template}").as_str()));
+            let snippet = metadata["add_component"]["snippets"]["component"].as_str().unwrap();
+            let snippet = std::fs::read_to_string(folder.join("metadata/snippets").join(snippet)).unwrap();
+            // As `spin add` appends it to a manifest.
+            let snippet = String::from_utf8(fill(snippet.leak().as_bytes(), "my-fn").into_owned()).unwrap();
+            let snippet = snippet.replace("{{ output-path }}", "my-fn");
+            let manifest = format!("spin_manifest_version = 2\n[application]\nname = \"app\"\n{snippet}");
+            let options = crate::artifact::manifest::Options {
+                profile: None,
+                variables: &Default::default(),
+                environment: &|_| None,
+                values_required: true,
+            };
+            let path = dir.path().join("spin.toml");
+            let manifest = crate::artifact::manifest::Manifest::parse(&manifest, &path, &options).unwrap();
+            let model = &manifest.components[0].models["add"].path;
+            assert_eq!(model, &dir.path().join("my-fn/model/add.onnx"));
+            for file in ["Cargo.toml.tmpl", "vendor/tenon-sdk/Cargo.toml.tmpl", "vendor/wit/tenon.wit"] {
+                assert!(folder.join("content").join(file).is_file(), "{template}: {file}");
+            }
+        }
+        let placed = |entry: &walkdir::DirEntry| entry.file_type().is_file();
+        let vendor = dir.path().join("templates/typed/content/vendor");
+        for entry in walkdir::WalkDir::new(vendor).into_iter().map(Result::unwrap).filter(placed) {
+            let text = std::fs::read_to_string(entry.path()).unwrap();
+            let is_plain = !text.contains("{{") && !text.contains("{%");
+            let is_raw = text.starts_with("{% raw %}") && text.matches("{% endraw %}").count() == 1;
+            assert!(is_plain || is_raw, "{}", entry.path().display());
+        }
+    }
+
+    #[test]
     fn what_is_there_stays() {
         let dir = tempfile::tempdir().unwrap();
         let check = |name: &str, template: &str, expected: &str| {
             let error = create(name, template, &dir.path().join("x")).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         };
-        check("a", "none", "no template `none`; there are `typed`");
+        check("a", "none", "no template `none`; there are `http`, `typed`");
         check("A", "typed", "cannot be named `A`");
         create("a", "typed", &dir.path().join("x")).unwrap();
         check("a", "typed", "is there already and not empty");

@@ -6,9 +6,9 @@ use anyhow::Context;
 use clap::Args;
 
 use super::app::{self, AppArgs, RegistryArgs, Sources};
-use super::package;
 use super::progress::Progress;
 use super::transfer::{Transfer, Way};
+use super::{key, package, sign};
 use crate::artifact::layout;
 use crate::artifact::oci::ImageManifest;
 use crate::artifact::package::Packed;
@@ -28,6 +28,9 @@ pub struct PushArgs {
     /// Pushes this component alone, without models and settings, as other tools for components expect it.
     #[arg(short = 'c', long = "component-id", value_name = "ID")]
     component: Option<String>,
+    /// Signs what was pushed with the private key in this file; `tenon key generate` makes one.
+    #[arg(long, value_name = "KEY")]
+    sign: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -47,9 +50,15 @@ pub struct PullArgs {
 /// # Errors
 /// Where the app is not whole, or the registry refuses.
 pub async fn push(args: &PushArgs, config: Config, progress: &Progress) -> anyhow::Result<()> {
+    // A password is asked for before anything takes its time.
+    let key = args.sign.as_deref().map(key::read).transpose()?;
     let sources = Sources::open(&config, &args.app.registry, progress)?;
     let packed = package::packed(&sources, &args.app, args.build, args.component.as_deref()).await?;
-    send(&sources, &args.reference, &packed).await
+    send(&sources, &args.reference, &packed).await?;
+    match key {
+        Some(key) => sign::sign(&sources, &args.reference, packed.digest, &key).await,
+        None => Ok(()),
+    }
 }
 
 /// Pushes an artifact that is in the store.

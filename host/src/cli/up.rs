@@ -12,7 +12,8 @@ use super::app::{App, AppArgs, From, Sources};
 use super::build;
 use super::progress::{Progress, elapsed};
 use super::watch::Watcher;
-use crate::artifact::manifest::Manifest;
+use crate::artifact::manifest::{Files, Manifest};
+use crate::artifact::signature::policy::Policy;
 use crate::config::{self, Config};
 use crate::deploy::Step;
 use crate::function::{Function, Route, Target};
@@ -60,20 +61,60 @@ pub async fn run(args: UpArgs, mut config: Config, progress: &Progress) -> anyho
     let dir = if app.image.is_some() { std::env::current_dir()? } else { app.manifest.dir.clone() };
     let state = dir.join(config::STATE_FOLDER);
     let logs = config.log.dir.clone().unwrap_or_else(|| state.join("logs"));
-    let program = std::env::current_exe().context("cannot find out which program this is")?;
-    let place = format!("{}, what functions print and their panics", logs.display());
-    let host = Host::start(config, Surroundings { program, logs, state }).await?;
-    set_keys(&args.key_values, &app.manifest, &host).await?;
-    let report = |step: Step| progress.say("Ready", format!("{} ({})", step.what, elapsed(step.took)));
-    host.deployer.deploy(&app.manifest, &app.files, &report).await?;
-    // Before anyone is told that this serves: who hears it may stop it at once.
-    let mut stop = StopSignal::listen()?;
-    progress.say("Logs", place);
-    announce(&host, &app.manifest, progress);
+    let place = Place { logs, state, key_values: &args.key_values };
+    let (host, mut stop) = start(config, &app.manifest, &app.files, place, progress).await?;
     tokio::select! {
         stopped = stop.wait() => stopped?,
         never = watch(&args, &mut app, &host, &sources), if args.watch => never?,
     }
+    end(host, stop, progress).await
+}
+
+/// Where a host keeps what is its app's, and what it has there from the start.
+pub(super) struct Place<'a> {
+    /// Where functions' own output goes.
+    pub(super) logs: PathBuf,
+    /// Where key-value stores are, unless the operator says.
+    pub(super) state: PathBuf,
+    /// Keys of the app's default store that are set first, as `KEY=VALUE` or `KEY=@FILE`.
+    pub(super) key_values: &'a [String],
+}
+
+/// Starts a host that serves an app, and tells what it serves.
+///
+/// # Errors
+/// Where the app or the host is not in order.
+pub(super) async fn start(
+    config: Config,
+    app: &Manifest,
+    files: &Files,
+    place: Place<'_>,
+    progress: &Progress,
+) -> anyhow::Result<(Host, StopSignal)> {
+    let Place { logs, state, key_values } = place;
+    let program = std::env::current_exe().context("cannot find out which program this is")?;
+    let place = format!("{}, what functions print and their panics", logs.display());
+    let host = Host::start(config, Surroundings { program, logs, state }).await?;
+    set_keys(key_values, app, &host).await?;
+    let report = |step: Step| progress.say("Ready", format!("{} ({})", step.what, elapsed(step.took)));
+    host.deployer.deploy(app, files, &report).await?;
+    // Before anyone is told that this serves: who hears it may stop it at once.
+    let stop = StopSignal::listen()?;
+    progress.say("Logs", place);
+    announce(&host, app, progress);
+    Ok((host, stop))
+}
+
+/// Serves until a signal says to stop, and then finishes what runs.
+///
+/// # Errors
+/// Where not all calls ended before the host did.
+pub(super) async fn serve(host: Host, mut stop: StopSignal, progress: &Progress) -> anyhow::Result<()> {
+    stop.wait().await?;
+    end(host, stop, progress).await
+}
+
+async fn end(host: Host, mut stop: StopSignal, progress: &Progress) -> anyhow::Result<()> {
     progress.say("Stopping", "finishing what runs; once more stops at once");
     tokio::select! {
         ended = host.drain() => {
@@ -88,8 +129,14 @@ pub async fn run(args: UpArgs, mut config: Config, progress: &Progress) -> anyho
 
 async fn load(args: &UpArgs, sources: &Sources<'_>, build: bool) -> anyhow::Result<App> {
     match args.models.as_slice() {
-        [] => sources.app(&args.app, build, true).await,
-        models => sources.local(Manifest::of_models(models)?).await,
+        [] => {
+            sources.admit_local(&args.app)?;
+            sources.app(&args.app, build, true).await
+        }
+        models => {
+            Policy::load(&sources.config.signatures)?.admit_local("model files")?;
+            sources.local(Manifest::of_models(models)?).await
+        }
     }
 }
 
@@ -257,7 +304,7 @@ fn looks_like(path: &Path, media_type: &str) -> bool {
 }
 
 /// The signals that ask to stop: SIGTERM, and ctrl-c.
-struct StopSignal {
+pub(super) struct StopSignal {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
 }

@@ -1,5 +1,6 @@
 //! The keys of `host.toml` and the values that each may have.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,10 @@ use super::document::{Table, Value};
 use super::{
     BACKENDS, Cache, Config, Engine, Inference, KeyValue, KeyValuePlace, KeyValueStore, Limits, Listen,
 };
-use super::{Log, LogFormat, Models, Outbound, PagemapScan, Registry, Secret, TlsFiles, Vet};
+use super::{
+    Log, LogFormat, Models, Outbound, PagemapScan, Registry, Required, Secret, Signatures, SigningKey,
+    TlsFiles, Vet,
+};
 
 /// What a limit may be, here and in the app manifest.
 pub(crate) mod bounds {
@@ -46,6 +50,7 @@ pub(super) fn read(root: &mut Table<'_>, dir: &Path) -> Config {
         outbound: root.table("outbound", |t| outbound(t, dir)).unwrap_or_default(),
         engine: root.table("engine", engine).unwrap_or_default(),
         log: root.table("log", |t| log(t, dir)).unwrap_or_default(),
+        signatures: root.table("signatures", |t| signatures(t, dir)).unwrap_or_default(),
     }
 }
 
@@ -315,6 +320,61 @@ fn log(t: &mut Table<'_>, dir: &Path) -> Log {
     log
 }
 
+fn signatures(t: &mut Table<'_>, dir: &Path) -> Signatures {
+    let mut signatures = Signatures::default();
+    let choices = [("listed", Required::Listed), ("all", Required::All)];
+    if let Some(required) = t.choice("required", &choices) {
+        signatures.required = required;
+    }
+    if let Some(local_apps) = t.boolean("local_apps") {
+        signatures.local_apps = local_apps;
+    }
+    if let Some(same_repository) = t.boolean("same_repository") {
+        signatures.same_repository = same_repository;
+    }
+    let keys = t.entries("keys").into_iter();
+    let keys = keys.filter_map(|(name, value)| Some((name, value.table(|t| signing_key(t, dir)).flatten()?)));
+    signatures.keys = keys.collect::<BTreeMap<_, _>>();
+    signatures
+}
+
+fn signing_key(t: &mut Table<'_>, dir: &Path) -> Option<SigningKey> {
+    let file = t.required("file", "file = \"keys/team.pub\"").and_then(|value| value.string());
+    let repositories = t.required("repositories", "repositories = [\"registry.example/team/*\"]")?;
+    if repositories.is_empty() {
+        let path = repositories.path();
+        repositories
+            .refuse(&format!("`{path}` is empty; name what the key may sign, `\"*\"` for everything"));
+    }
+    let mut patterns = Vec::new();
+    for item in repositories.items() {
+        let Some(pattern) = item.string() else { continue };
+        if !is_pattern(&pattern) {
+            let path = item.path();
+            item.refuse(&format!(
+                "`{path}` cannot have `{pattern}`; write a repository with its registry, such as \
+                 `registry.example/team/app`, or `registry.example/team/*` for all below, or `*`"
+            ));
+        }
+        patterns.push(pattern);
+    }
+    Some(SigningKey { file: dir.join(file?), repositories: patterns })
+}
+
+/// Whether a text means repositories: with a registry, without a tag, and with `*` only as its last part.
+fn is_pattern(text: &str) -> bool {
+    let whole = text.strip_suffix("/*").unwrap_or(text);
+    let mut parts = whole.split('/');
+    let registry = parts.next().unwrap_or_default();
+    let names_registry = registry.contains(['.', ':']) || registry == "localhost";
+    let plain = |part: &str| {
+        !part.is_empty()
+            && part.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-'))
+    };
+    let has_path = text.contains('/');
+    text == "*" || (names_registry && has_path && !registry.contains('*') && parts.all(plain))
+}
+
 fn set<N: TryFrom<u64>>(
     t: &mut Table<'_>,
     key: &'static str,
@@ -492,6 +552,32 @@ access = "yes""#;
         check("a]\ntype = \"redis\"\nurl = \"rediss://:hunter2@h\"", "must be a URL");
         check("a]\ntype = \"redis\"\nurl = \"redis://:hunter2@h:port\"", "must be a URL");
         check("\"a/b\"]", "cannot be named `a/b`");
+    }
+
+    #[test]
+    fn keys_of_signatures_are_read() {
+        let text = "[signatures]\nrequired = \"all\"\nlocal_apps = false\n[signatures.keys.team]\n\
+                    file = \"team.pub\"\nrepositories = [\"registry.example:5000/team/*\", \"*\"]";
+        let signatures = parse(text).unwrap().signatures;
+        assert_eq!((signatures.required, signatures.local_apps), (Required::All, false));
+        let key = &signatures.keys["team"];
+        assert_eq!(key.file, Path::new("/etc/tenon/team.pub"));
+        assert_eq!(key.repositories, ["registry.example:5000/team/*", "*"]);
+        let check = |key: &str, expected: &str| {
+            let errors = parse(&format!("[signatures.keys.team]\n{key}")).unwrap_err().to_string();
+            assert!(errors.contains(expected), "{key}: {errors}");
+        };
+        check("", "lacks `file`");
+        check("file = \"a\"", "lacks `repositories`");
+        check("file = \"a\"\nrepositories = []", "is empty");
+        for pattern in
+            ["", "team/app", "registry.example", "registry.example/*/app", "registry.example/App", "a.b/c:1"]
+        {
+            check(
+                &format!("file = \"a\"\nrepositories = [\"{pattern}\"]"),
+                "write a repository with its registry",
+            );
+        }
     }
 
     #[test]
