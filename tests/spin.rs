@@ -88,7 +88,8 @@ fn an_app_that_spin_hands_over_is_served() {
         assert_eq!(get("/p2/hello").await.unwrap().expect(200).text(), "hello\n");
         // The limit stands in `tool.tenon`, which Spin drops.
         get("/p2/never").await.unwrap().expect(504);
-        assert!(spin.path("state/logs").is_dir());
+        get("/p2/print?word").await.unwrap().expect(200);
+        assert!(spin.path("state/logs/p2_stdout.txt").is_file());
         program.signal(rustix::process::Signal::TERM);
         let (status, said) = program.ended().await;
         assert_eq!(status, Some(0), "{said}");
