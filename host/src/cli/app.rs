@@ -10,9 +10,10 @@ use tokio::sync::OnceCell;
 use super::build;
 use super::progress::Progress;
 use super::transfer::{Transfer, Way, bytes};
+use crate::artifact::blobs::{BlobError, Blobs};
 use crate::artifact::cache::Cache;
 use crate::artifact::manifest::{self, Files, Manifest, Options, Source};
-use crate::artifact::oci::{Digest, ImageManifest};
+use crate::artifact::oci::{Digest, ImageManifest, MAX_MANIFEST_BYTES};
 use crate::artifact::reference::Reference;
 use crate::artifact::registry::{self, Pulled, Registry};
 use crate::artifact::signature::{self, policy::Policy};
@@ -217,7 +218,7 @@ impl<'a> Sources<'a> {
     /// Where it cannot be had, or is not signed as the operator demands.
     pub async fn pull(&self, reference: &Reference) -> anyhow::Result<Pulled> {
         let registry = self.registry().await?;
-        let (digest, bytes) = registry.manifest(reference).await?;
+        let (digest, bytes) = self.manifest(reference).await?;
         let policy = Policy::load(&self.config.signatures)?;
         let blobs = self.cache.blobs();
         let key = signature::transfer::verified(Some(registry), &blobs, reference, digest, &policy).await?;
@@ -232,8 +233,27 @@ impl<'a> Sources<'a> {
     /// # Errors
     /// Where it cannot be had.
     pub async fn pull_unverified(&self, reference: &Reference) -> anyhow::Result<Pulled> {
-        let (_, bytes) = self.registry().await?.manifest(reference).await?;
+        let (_, bytes) = self.manifest(reference).await?;
         self.fetch(reference, &bytes).await
+    }
+
+    /// The manifest that a reference leads to. One that is named by its digest does not change, so that the registry
+    /// is not asked for it again; and where the registry cannot be reached, what a tag led to last has to do.
+    async fn manifest(&self, reference: &Reference) -> anyhow::Result<(Digest, Vec<u8>)> {
+        let (blobs, name) = (self.cache.blobs(), reference.clone());
+        let kept =
+            tokio::task::spawn_blocking(move || kept(&blobs, &name)).await.context("reading failed")??;
+        if let (Some(_), Some(kept)) = (reference.digest(), &kept) {
+            return Ok(kept.clone());
+        }
+        match (self.registry().await?.manifest(reference).await, kept) {
+            (Ok(found), _) => Ok(found),
+            (Err(error), Some(kept)) if error.is_unreachable() => {
+                self.progress.warn(format!("{error}; taking `{reference}` as it was last, {}", kept.0));
+                Ok(kept)
+            }
+            (Err(error), _) => Err(error.into()),
+        }
     }
 
     async fn fetch(&self, reference: &Reference, manifest: &[u8]) -> anyhow::Result<Pulled> {
@@ -295,6 +315,16 @@ impl<'a> Sources<'a> {
         }
         Ok(())
     }
+}
+
+/// The manifest that a reference led to when it was asked for last, as far as it is in the cache.
+fn kept(blobs: &Blobs, reference: &Reference) -> Result<Option<(Digest, Vec<u8>)>, BlobError> {
+    let digest = match reference.digest() {
+        Some(digest) => Some(*digest),
+        None => blobs.remembered(&reference.to_string())?,
+    };
+    let Some(digest) = digest else { return Ok(None) };
+    Ok(blobs.read(&digest, MAX_MANIFEST_BYTES)?.map(|bytes| (digest, bytes)))
 }
 
 /// An artifact as people are told of it.

@@ -96,6 +96,20 @@ pub enum RegistryError {
     Blob(#[from] BlobError),
 }
 
+impl RegistryError {
+    /// Whether the registry could not be asked at all, or not answer: another time it may.
+    pub fn is_unreachable(&self) -> bool {
+        match self {
+            RegistryError::Unreachable { .. } | RegistryError::Broken { .. } | RegistryError::Busy { .. } => {
+                true
+            }
+            RegistryError::Status { status, .. } => *status >= 500,
+            RegistryError::GaveUp { error, .. } => error.is_unreachable(),
+            _ => false,
+        }
+    }
+}
+
 /// Why one attempt failed, and whether another may do better.
 #[derive(Debug)]
 pub(super) enum Failure {
