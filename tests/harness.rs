@@ -90,7 +90,7 @@ pub(crate) fn guest(name: &str) -> String {
 }
 
 /// Builds a workspace of guests as a person does, without what the cargo that runs the tests has set.
-fn build(workspace: &Path) {
+pub(crate) fn build(workspace: &Path) {
     let cargo = environment("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.args(["build", "--release", "--quiet"]).current_dir(workspace);
@@ -333,7 +333,8 @@ impl Setup {
             }
         };
         let manifest = load(&path, &self.variables)?;
-        let around = Surroundings { program: PROGRAM.into(), logs: folder.path().join("logs") };
+        let (logs, state) = (folder.path().join("logs"), folder.path().join("state"));
+        let around = Surroundings { program: PROGRAM.into(), logs, state };
         let host = Host::start(self.config, around).await.map_err(|error| error.to_string())?;
         let files = manifest.files().map_err(|error| error.to_string())?;
         host.deployer.deploy(&manifest, &files, &|_| {}).await.map_err(|error| error.to_string())?;

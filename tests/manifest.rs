@@ -63,7 +63,7 @@ channel = "x"
 [component.digits]
 source = 7
 files = ["../secret"]
-allowed_outbound_hosts = ["https://example.com"]
+allowed_outbound_hosts = ["example.com"]
 variables = { greeting = "{{ gone }}" }
 
 [component.digits.tool.tenon]
@@ -85,7 +85,7 @@ fn ten_mistakes_are_told_at_once_with_their_lines() {
             (17, "redis"),
             (21, "source"),
             (22, "../secret"),
-            (23, "outbound"),
+            (23, "`scheme://host[:port]`"),
             (24, "gone"),
             (27, "tensorflow"),
             (28, "deadline_ms"),

@@ -207,9 +207,9 @@ fn the_least_recently_used_graph_makes_room() {
 /// Holds the graph of a model file of the host's app as a call does.
 async fn hold(host: &TestHost, file: &str) -> Lease {
     let declared = Declared {
+        reference: None,
         path: host.folder.path().join(file),
         weights: None,
-        reference: None,
         file_name: None,
         encoding: Encoding::Onnx,
         target: ExecutionTarget::Cpu,

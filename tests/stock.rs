@@ -150,9 +150,9 @@ fn without_ours(linker: &mut Linker<State>, component: &Component) -> wasmtime::
 /// A model as a deployment on `host` admits it.
 async fn admitted(host: &TestHost, path: &str) -> Model {
     let declared = Declared {
+        reference: None,
         path: path.into(),
         weights: None,
-        reference: None,
         file_name: None,
         encoding: Encoding::Onnx,
         target: ExecutionTarget::Cpu,

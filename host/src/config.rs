@@ -4,8 +4,11 @@ pub(crate) mod document;
 mod keys;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
 
 pub use document::{DocumentError, DocumentErrors};
 pub(crate) use keys::bounds;
@@ -22,9 +25,11 @@ pub struct Config {
     pub listen: Listen,
     pub cache: Cache,
     pub registry: Registry,
+    pub key_value: KeyValue,
     pub limits: Limits,
     pub models: Models,
     pub inference: Inference,
+    pub outbound: Outbound,
     pub engine: Engine,
     pub log: Log,
     pub signatures: Signatures,
@@ -91,6 +96,52 @@ pub struct CredentialFiles {
     pub spin: Option<PathBuf>,
 }
 
+/// Key-value stores.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyValue {
+    /// Where the file of the embedded stores is; `None`: `.tenon` beside `spin.toml`.
+    pub dir: Option<PathBuf>,
+    /// The most that one app may keep in one store.
+    pub max_mib: u64,
+    /// The largest value.
+    pub max_value_kib: u64,
+    /// The stores that apps may ask for by name. `default` is one of them, also where the file does not name it.
+    pub stores: BTreeMap<String, KeyValueStore>,
+}
+
+/// One key-value store.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct KeyValueStore {
+    pub place: KeyValuePlace,
+    /// Whether all apps see the same keys. Otherwise each app has its own.
+    pub shared: bool,
+}
+
+/// Where a key-value store keeps what it is given.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum KeyValuePlace {
+    /// In a file of this host.
+    #[default]
+    Embedded,
+    Redis(Secret),
+}
+
+/// Text that may hold a password, and so is never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+/// The folder beside `spin.toml` for what an app leaves behind when it runs here: logs, and what its functions keep.
+pub const STATE_FOLDER: &str = ".tenon";
+
+/// The store that every host has.
+pub const DEFAULT_STORE: &str = "default";
+
 /// Limits of calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -145,6 +196,21 @@ pub struct Inference {
     pub onnxruntime_library: Option<PathBuf>,
     /// Where OpenVINO's library is, if not where it is looked for.
     pub openvino_library: Option<PathBuf>,
+}
+
+/// What functions may reach of the network, beside what their apps allow them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outbound {
+    pub allow_private: bool,
+    pub allow: Vec<IpNet>,
+    pub deny: Vec<IpNet>,
+    /// Certificates of authorities that are trusted beside the system's, in PEM.
+    pub ca: Option<PathBuf>,
+    pub concurrency: usize,
+    pub instance_concurrency: usize,
+    pub connect_ms: u64,
+    pub first_byte_ms: u64,
+    pub between_bytes_ms: u64,
 }
 
 /// Settings of the wasm engine.
@@ -241,6 +307,13 @@ impl Default for Registry {
     }
 }
 
+impl Default for KeyValue {
+    fn default() -> Self {
+        let stores = BTreeMap::from([(DEFAULT_STORE.to_owned(), KeyValueStore::default())]);
+        Self { dir: None, max_mib: 64, max_value_kib: 4096, stores }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -286,6 +359,22 @@ impl Default for Inference {
             backends: BACKENDS.map(str::to_owned).to_vec(),
             onnxruntime_library: None,
             openvino_library: None,
+        }
+    }
+}
+
+impl Default for Outbound {
+    fn default() -> Self {
+        Self {
+            allow_private: false,
+            allow: Vec::new(),
+            deny: Vec::new(),
+            ca: None,
+            concurrency: 256,
+            instance_concurrency: 16,
+            connect_ms: 10_000,
+            first_byte_ms: 30_000,
+            between_bytes_ms: 30_000,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The walk of a deployment: fetch, compile, admit the models, link, describe, publish.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,8 +25,11 @@ use crate::function::{App, Function, Functions, Revision, Routes, Settings, Snap
 use crate::instance::compile::{CompileError, compile};
 use crate::instance::engine::Engines;
 use crate::instance::log::FunctionLog;
+use crate::instance::outgoing::Outbound;
 use crate::instance::state::Grants;
 use crate::instance::{CallError, Deadline, LinkError, Program, Surroundings};
+use crate::key_value::{KeyValue, OpenError, Store};
+use crate::network::{AllowedHosts, Network};
 use crate::nn::Granted;
 
 mod interface;
@@ -41,6 +45,9 @@ pub struct Deployer {
     pub residency: Arc<Residency>,
     pub intake: Arc<Intake>,
     pub functions: Arc<Functions>,
+    pub key_value: KeyValue,
+    /// The way out for functions.
+    pub network: Arc<Network>,
     /// Where functions' own output goes.
     pub logs: PathBuf,
 }
@@ -58,6 +65,15 @@ pub enum DeployError {
     Link(#[from] LinkError),
     #[error("its files cannot be mounted: {0}")]
     Files(CacheError),
+    #[error(transparent)]
+    KeyValue(#[from] OpenError),
+    #[error("`allowed_outbound_hosts`: {0}")]
+    Outbound(String),
+    #[error(
+        "`allowed_outbound_hosts` names `{0}`, but this host has no requests of an app to itself; leave it out, or give \
+         the other function's address"
+    )]
+    ToItself(String),
     #[error("it could not describe itself: {0}")]
     Describe(CallError),
     #[error("its model cannot be described: {0}")]
@@ -202,7 +218,9 @@ impl Deployer {
         let grants = Grants {
             environment: component.environment.clone().into_iter().collect(),
             variables: component.variables.clone(),
+            key_value_stores: self.key_value_stores(app, component).await?,
             files: files.as_ref().map(|files| files.path().to_owned()),
+            outbound: Some(Arc::new(self.outbound(component)?)),
         };
         let surroundings = Surroundings {
             engines: Arc::clone(&self.engines),
@@ -244,6 +262,15 @@ impl Deployer {
             files,
             kept: Arc::new(kept),
         })
+    }
+
+    /// Where a component may send requests to.
+    fn outbound(&self, component: &Component) -> Result<Outbound, DeployError> {
+        let hosts = AllowedHosts::parse(&component.allowed_outbound_hosts).map_err(DeployError::Outbound)?;
+        if let Some(own) = hosts.iter().find(|host| host.is_own()) {
+            return Err(DeployError::ToItself(own.to_string()));
+        }
+        Ok(Outbound::new(&component.id, hosts, &self.network))
     }
 
     /// A function may ask for less than the host gives, not for more.
@@ -320,6 +347,18 @@ impl Deployer {
         let mounts: Vec<_> =
             mounts.iter().map(|mount| (mount.source.clone(), mount.destination.clone())).collect();
         self.intake.cache.mount(&mounts).map(Some).map_err(DeployError::Files)
+    }
+
+    async fn key_value_stores(
+        &self,
+        app: &Manifest,
+        component: &Component,
+    ) -> Result<BTreeMap<String, Store>, OpenError> {
+        let mut stores = BTreeMap::new();
+        for name in &component.key_value_stores {
+            stores.insert(name.clone(), self.key_value.store(&app.name, name).await?);
+        }
+        Ok(stores)
     }
 
     async fn models(

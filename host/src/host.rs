@@ -19,6 +19,8 @@ use crate::config::{Config, NoCacheDir, PagemapScan};
 use crate::deploy::{Deployer, Intake};
 use crate::function::{Admission, Functions};
 use crate::instance::engine::{EngineLimits, Engines, resets_by_pagemap};
+use crate::key_value::KeyValue;
+use crate::network::{AddressPolicy, Bounds as OutboundBounds, Network, Trust};
 use crate::serve::access::AccessLog;
 use crate::serve::tls::{Tls, TlsError};
 use crate::serve::{ServeLimits, Server};
@@ -54,6 +56,8 @@ pub struct Surroundings {
     pub program: PathBuf,
     /// Where functions' own output goes.
     pub logs: PathBuf,
+    /// Where what functions keep is kept, unless the settings say (`key_value.dir`).
+    pub state: PathBuf,
 }
 
 /// Why a host does not start.
@@ -216,6 +220,8 @@ fn deployer(
         residency: Arc::clone(residency),
         intake: Arc::new(intake(&config, around.program, cache)),
         functions: Arc::clone(functions),
+        key_value: KeyValue::new(config.key_value.clone(), &around.state),
+        network: Arc::new(network(&config)),
         logs: around.logs,
         config,
     })
@@ -232,6 +238,24 @@ pub fn workbench(config: Config, around: Surroundings, fuel: bool) -> Result<Dep
     let residency = residency(&config, &telemetry)?;
     let functions = Functions::new(admission(&config), telemetry);
     deployer(config, around, cache, &residency, &functions, fuel)
+}
+
+/// The way out for functions.
+pub fn network(config: &Config) -> Network {
+    let outbound = &config.outbound;
+    let bounds = OutboundBounds {
+        connections: outbound.concurrency,
+        instance_connections: outbound.instance_concurrency,
+        connect: Duration::from_millis(outbound.connect_ms),
+        first_byte: Duration::from_millis(outbound.first_byte_ms),
+        between_bytes: Duration::from_millis(outbound.between_bytes_ms),
+    };
+    let policy = AddressPolicy {
+        allow_private: outbound.allow_private,
+        allow: outbound.allow.clone(),
+        deny: outbound.deny.clone(),
+    };
+    Network::new(bounds, policy, Trust::new(outbound.ca.clone()))
 }
 
 /// What takes models in; `program` tries them out.

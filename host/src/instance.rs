@@ -17,13 +17,17 @@ use crate::nn::{Granted, Session, TakeIn, Usage};
 
 pub mod compile;
 pub mod engine;
+pub mod generations;
 pub mod http;
+pub mod key_value;
 pub mod limits;
 pub mod log;
 mod model;
-mod outgoing;
+pub mod outgoing;
+pub mod spin;
 pub mod state;
 pub mod typed;
+mod variables;
 
 use engine::{Engines, Flavor, Running};
 use limits::Limits;

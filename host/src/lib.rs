@@ -19,6 +19,8 @@ pub mod nn;
 // What all use.
 pub mod backend;
 pub mod config;
+pub mod key_value;
+pub mod network;
 pub mod telemetry;
 pub mod tensor;
 

@@ -168,6 +168,11 @@ impl Session {
         self.take_in.is_some()
     }
 
+    /// When the call must have answered.
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
     /// Tells what the instance has used, also while it runs.
     pub fn meter(&self) -> &Meter {
         &self.meter

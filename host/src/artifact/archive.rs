@@ -302,3 +302,123 @@ fn too_large(max_bytes: u64) -> io::Error {
         max_bytes >> 20
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    const MAX_BYTES: u64 = 1 << 20;
+
+    fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(bytes).unwrap();
+        file
+    }
+
+    /// An archive of files with short and long paths and of all sizes, as the library writes it.
+    fn archive() -> (Vec<u8>, Vec<(String, Vec<u8>)>) {
+        let long = format!("{}/{}/z.txt", "x".repeat(90), "y".repeat(90));
+        let files = [("a.txt", 0), ("b/c.bin", 1), ("b/d.bin", 511), ("e", 512), (long.as_str(), 70_000)];
+        let files = files.map(|(path, size)| (path.to_owned(), vec![b'x'; size]));
+        let mut archive = tar::Builder::new(Vec::new());
+        for (path, bytes) in &files {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(bytes.len() as u64);
+            archive.append_data(&mut header, format!("./{path}"), bytes.as_slice()).unwrap();
+        }
+        (archive.into_inner().unwrap(), files.to_vec())
+    }
+
+    #[test]
+    fn files_are_listed_and_those_that_are_wanted_kept() {
+        let (bytes, files) = archive();
+        let file = file(&bytes);
+        let entries = list(file.path(), Compression::None, MAX_BYTES).unwrap();
+        let found: Vec<_> =
+            entries.iter().map(|entry| (entry.path.clone(), entry.digest, entry.size)).collect();
+        let expected: Vec<_> =
+            files.iter().map(|(path, bytes)| (path.clone(), Digest::of(bytes), bytes.len() as u64)).collect();
+        assert_eq!(found, expected);
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(dir.path(), 0).unwrap();
+        let is_wanted = |entry: &Entry| entry.size > 511;
+        // What an earlier attempt began is gone on with.
+        let Receiving::Part(mut part) = blobs.receive(&expected[4].1, 70_000).unwrap() else {
+            panic!("a part")
+        };
+        part.write(&[b'x'; 30_000]).unwrap();
+        drop(part);
+        for _ in 0..2 {
+            keep(file.path(), Compression::None, MAX_BYTES, &entries, &is_wanted, &blobs).unwrap();
+            let there = |(_, digest, size): &(_, Digest, u64)| {
+                assert_eq!(blobs.get(digest).unwrap().is_some(), *size > 511);
+            };
+            expected.iter().for_each(there);
+        }
+    }
+
+    #[test]
+    fn no_mutation_of_an_archive_panics_or_leads_out_of_it() {
+        let (bytes, _) = archive();
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut random = move |below: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            usize::try_from(state % below as u64).unwrap()
+        };
+        let mut taken = 0;
+        for round in 0..3000 {
+            let mut bytes = bytes.clone();
+            for _ in 0..=random(2) {
+                // Mostly in the first headers, where something can go wrong.
+                let at = random(if round % 3 == 0 { bytes.len() } else { 6 * 512 });
+                match random(3) {
+                    0 => bytes[at] = u8::try_from(random(256)).unwrap(),
+                    1 => bytes[at..at + 4].copy_from_slice(b"/../"),
+                    _ => bytes.truncate(bytes.len().max(1024) - random(600)),
+                }
+            }
+            if round % 2 == 0 {
+                mend_checksums(&mut bytes);
+            }
+            let Ok(entries) = list(file(&bytes).path(), Compression::None, MAX_BYTES) else { continue };
+            taken += 1;
+            for entry in entries {
+                let is_wrong = |segment: &str| matches!(segment, "" | "." | "..");
+                assert!(!entry.path.split('/').any(is_wrong), "{}", entry.path);
+            }
+        }
+        assert!(taken > 100, "{taken}");
+    }
+
+    /// Makes headers look as if they had been written like that.
+    fn mend_checksums(bytes: &mut [u8]) {
+        for header in bytes.chunks_exact_mut(512).filter(|header| &header[257..262] == b"ustar") {
+            let sum: u32 = header
+                .iter()
+                .enumerate()
+                .map(|(at, byte)| match at {
+                    148..156 => 32,
+                    _ => u32::from(*byte),
+                })
+                .sum();
+            header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        }
+    }
+
+    #[test]
+    fn what_unpacks_to_too_much_is_refused_before_it_is_read() {
+        let mut header = tar::Header::new_gnu();
+        header.set_path("bomb").unwrap();
+        header.set_size(1 << 40);
+        header.set_cksum();
+        let bytes = [header.as_bytes().as_slice(), &[0; 1024]].concat();
+        let error = list(file(&bytes).path(), Compression::None, 1 << 50).unwrap_err().to_string();
+        assert!(error.contains("it unpacks to more than 64 MiB"), "{error}");
+        let error = list(file(b"no gzip").path(), Compression::Gzip, MAX_BYTES).unwrap_err().to_string();
+        assert!(error.contains("it cannot be read"), "{error}");
+    }
+}

@@ -24,8 +24,8 @@ use std::time::Duration;
 use crate::config::document::{self, Table, advice};
 use crate::config::{DocumentError, DocumentErrors};
 
-pub(crate) use files::mounts_below;
 pub use files::{FileMount, Files};
+pub(crate) use files::{mounts_below, named_in_sample};
 pub(crate) use names::component_id;
 
 /// What is wrong with an app manifest: every mistake, each with its line.

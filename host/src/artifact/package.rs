@@ -15,6 +15,7 @@ use super::fetch::MAX_COMPONENT_BYTES;
 use super::locked::{self, Content, LockedApp};
 use super::manifest::{self, Build, Component, FileMount, Files, Manifest, Source, Target, TriggerKind};
 use super::oci::{Descriptor, Digest, IMAGE_CONFIG, ImageManifest, NotADigest};
+use super::sample::MAX_SAMPLE_BYTES;
 use super::settings::{self, Blob, Settings};
 use super::wasm::{Outline, WasmError};
 
@@ -26,8 +27,6 @@ pub(in crate::artifact) mod tests;
 const MAX_LAYERS: usize = 500;
 /// The largest file of an app, in bytes.
 const MAX_FILE_BYTES: u64 = 1 << 40;
-/// The largest sample, in bytes.
-const MAX_SAMPLE_BYTES: u64 = 64 << 20;
 
 const AUTHORS: &str = "org.opencontainers.image.authors";
 const DESCRIPTION: &str = "org.opencontainers.image.description";

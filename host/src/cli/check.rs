@@ -98,7 +98,11 @@ pub async fn run(args: &CheckArgs, config: Config, progress: &Progress) -> anyho
     let app = load(args, &sources).await?;
     let program = std::env::current_exe().context("cannot find out which program this is")?;
     let logs = tempfile::tempdir().context("cannot make a folder for the functions' output")?;
-    let around = || Surroundings { program: program.clone(), logs: logs.path().to_owned() };
+    // Nor is anything that a sample writes kept.
+    let state = logs.path().join("state");
+    let around =
+        || Surroundings { program: program.clone(), logs: logs.path().to_owned(), state: state.clone() };
+    let config = without_stores(&config);
     let choices: Vec<Option<&str>> = match args.backends.as_slice() {
         [] => vec![None],
         named => named.iter().map(|name| Some(name.as_str())).collect(),
@@ -123,6 +127,16 @@ pub async fn run(args: &CheckArgs, config: Config, progress: &Progress) -> anyho
         }
     }
     report(args, &rows, &sizes)
+}
+
+/// The settings with every key-value store in a file of the check's own.
+fn without_stores(config: &Config) -> Config {
+    let mut config = config.clone();
+    config.key_value.dir = None;
+    for store in config.key_value.stores.values_mut() {
+        *store = crate::config::KeyValueStore::default();
+    }
+    config
 }
 
 async fn load(args: &CheckArgs, sources: &Sources<'_>) -> anyhow::Result<App> {

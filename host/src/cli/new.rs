@@ -292,7 +292,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names() {
+    fn names_of_apps() {
         let check = |name: &str, expected: Option<&str>| match (check_name(name), expected) {
             (Ok(()), None) => {}
             (Err(error), Some(expected)) => assert!(error.to_string().contains(expected), "{error}"),

@@ -115,7 +115,7 @@ async fn alone(
 async fn interfaces(sources: &Sources<'_>, app: &App) -> anyhow::Result<BTreeMap<String, serde_json::Value>> {
     let program = std::env::current_exe().context("cannot find out which program this is")?;
     let logs = tempfile::tempdir().context("cannot make a folder for the functions' output")?;
-    let around = Surroundings { program, logs: logs.path().to_owned() };
+    let around = Surroundings { program, logs: logs.path().to_owned(), state: logs.path().join("state") };
     let deployer = host::workbench(sources.config.clone(), around, false)?;
     let mut interfaces = BTreeMap::new();
     for component in &app.manifest.components {

@@ -14,6 +14,8 @@ const WINDOW: Duration = Duration::from_secs(3);
 /// The most layers that are shown on their way; there may be more.
 const SHOWN: usize = 8;
 const BAR_CHARS: u64 = 20;
+/// What is smaller says more of the registry's answers than of the network.
+const MIN_SPEED_BYTES: u64 = 64 << 10;
 
 /// Which way artifacts move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -218,6 +220,9 @@ impl Active {
 }
 
 fn at_speed(sum: u64, time: Duration) -> String {
+    if sum < MIN_SPEED_BYTES {
+        return bytes(sum);
+    }
     let speed = sum as f64 / time.as_secs_f64().max(0.001);
     format!("{} at {}/s", bytes(sum), bytes(speed as u64))
 }

@@ -18,7 +18,9 @@ use anyhow::{Context as _, bail};
 use clap::{Args, Command};
 use serde_json::json;
 
+use super::app::{RegistryArgs, Sources};
 use super::progress::Progress;
+use super::up::Place;
 use super::{up, variables};
 use crate::artifact::locked::{self, LockedApp};
 use crate::artifact::manifest::Manifest;
@@ -62,9 +64,12 @@ pub struct TriggerArgs {
     /// Prints nothing that functions print, as always here: it goes to files
     #[arg(short, long, aliases = ["sh", "shush"])]
     quiet: bool,
-    /// Where the logs are, in `logs`, unless `--log-dir` says; `.tenon` beside spin.toml otherwise
+    /// Where key-value stores are, and the logs, in `logs`, unless `--log-dir` says; `.tenon` beside spin.toml otherwise
     #[arg(long, value_name = "DIR")]
     state_dir: Option<OsString>,
+    /// Sets a key of the app's default key-value store before it is served
+    #[arg(long = "key-value", value_name = "KEY=VALUE | KEY=@FILE")]
+    key_values: Vec<String>,
     /// The value of an app variable
     #[arg(long = "variable", value_name = "NAME=VALUE | NAME=@FILE | @FILE.json | @FILE.toml")]
     variables: Vec<String>,
@@ -184,15 +189,20 @@ async fn serve(
     Policy::load(&config.signatures)?.admit_local(&name)?;
     let types = locked_app(&handover.locked_url)?.triggers.into_iter().map(|trigger| trigger.trigger_type);
     settle(&mut config, &args, types.filter(|kind| kind != TYPE).collect())?;
-    let app = app(&args, &config, handover, &name)?;
+    let mut app = app(&args, &config, handover, &name)?;
+    let kept = config.clone();
+    let sources = Sources::open(&kept, &RegistryArgs { plain_http: false }, progress)?;
+    let _models = sources.models(&mut app.manifest).await?;
     for warning in app.manifest.warnings.iter().chain(&app.files.warnings) {
         progress.warn(warning);
     }
-    let logs = logs(&args, &config, handover)?;
+    let state = state(&args, handover);
+    let logs = logs(&args, &config, &state)?;
     if args.truncate_logs {
         truncate(&logs, &app.manifest);
     }
-    let (host, stop) = up::start(config, &app.manifest, &app.files, logs, progress).await?;
+    let place = Place { logs, state, key_values: &args.key_values };
+    let (host, stop) = up::start(config, &app.manifest, &app.files, place, progress).await?;
     if args.format == Format::Json {
         let base = format!("{}://{}", host.scheme, host.http);
         println!("{:#}", routes(&base, &host.functions.snapshot()));
@@ -251,20 +261,22 @@ fn app(args: &TriggerArgs, config: &Config, handover: &Handover, name: &str) -> 
     Ok(unpack::locked_app(&local, &options)?)
 }
 
-/// Where the output of functions goes: as the command says, as the operator says, else beside the app's own files.
-fn logs(args: &TriggerArgs, config: &Config, handover: &Handover) -> anyhow::Result<PathBuf> {
+/// Where the app's own state is: as the command says, else beside the app's own files.
+fn state(args: &TriggerArgs, handover: &Handover) -> PathBuf {
+    let chosen = args.state_dir.as_ref().filter(|folder| !folder.is_empty()).map(PathBuf::from);
+    let own = handover.local_app_dir.as_ref().unwrap_or(&handover.working_dir);
+    chosen.unwrap_or_else(|| own.join(config::STATE_FOLDER))
+}
+
+/// Where the output of functions goes: as the command says, as the operator says, else with the state.
+fn logs(args: &TriggerArgs, config: &Config, state: &Path) -> anyhow::Result<PathBuf> {
     if args.log_dir.as_ref().is_some_and(|folder| folder.is_empty()) {
         bail!(
             "`--log-dir` is empty, which is to write no logs: what functions print always goes to files here; name a folder"
         );
     }
-    let state = args.state_dir.as_ref().filter(|folder| !folder.is_empty()).map(PathBuf::from);
     let chosen = args.log_dir.as_ref().map(PathBuf::from).or_else(|| config.log.dir.clone());
-    let beside = || match &handover.local_app_dir {
-        Some(folder) => folder.join(".tenon"),
-        None => handover.working_dir.join(".tenon"),
-    };
-    Ok(chosen.unwrap_or_else(|| state.unwrap_or_else(beside).join("logs")))
+    Ok(chosen.unwrap_or_else(|| state.join("logs")))
 }
 
 fn truncate(logs: &Path, app: &Manifest) {

@@ -14,7 +14,7 @@ use super::progress::{Progress, elapsed};
 use super::watch::Watcher;
 use crate::artifact::manifest::{Files, Manifest};
 use crate::artifact::signature::policy::Policy;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::deploy::Step;
 use crate::function::{Function, Route, Target};
 use crate::host::{Host, Surroundings};
@@ -22,7 +22,7 @@ use crate::host::{Host, Surroundings};
 #[derive(Args)]
 pub struct UpArgs {
     /// Model files to serve as they are, in place of an app: ONNX files, or the `.xml` of OpenVINO models.
-    #[arg(value_name = "MODEL", conflicts_with_all = ["from", "build", "profile", "variables"])]
+    #[arg(value_name = "MODEL", conflicts_with_all = ["from", "build", "profile", "variables", "key_values"])]
     models: Vec<PathBuf>,
     #[command(flatten)]
     app: AppArgs,
@@ -35,6 +35,9 @@ pub struct UpArgs {
     /// Where to serve, in place of `listen.http`.
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
+    /// Sets a key of the app's default key-value store before it is served; `KEY=@FILE` takes the value from a file.
+    #[arg(long = "key-value", value_name = "KEY=VALUE")]
+    key_values: Vec<String>,
 }
 
 /// Serves until a signal says to stop.
@@ -56,8 +59,10 @@ pub async fn run(args: UpArgs, mut config: Config, progress: &Progress) -> anyho
     }
     // What is packed has no folder of its own.
     let dir = if app.image.is_some() { std::env::current_dir()? } else { app.manifest.dir.clone() };
-    let logs = config.log.dir.clone().unwrap_or_else(|| dir.join(".tenon/logs"));
-    let (host, mut stop) = start(config, &app.manifest, &app.files, logs, progress).await?;
+    let state = dir.join(config::STATE_FOLDER);
+    let logs = config.log.dir.clone().unwrap_or_else(|| state.join("logs"));
+    let place = Place { logs, state, key_values: &args.key_values };
+    let (host, mut stop) = start(config, &app.manifest, &app.files, place, progress).await?;
     tokio::select! {
         stopped = stop.wait() => stopped?,
         never = watch(&args, &mut app, &host, &sources), if args.watch => never?,
@@ -65,7 +70,17 @@ pub async fn run(args: UpArgs, mut config: Config, progress: &Progress) -> anyho
     end(host, stop, progress).await
 }
 
-/// Starts a host that serves an app, and tells what it serves. Functions' own output goes to `logs`.
+/// Where a host keeps what is its app's, and what it has there from the start.
+pub(super) struct Place<'a> {
+    /// Where functions' own output goes.
+    pub(super) logs: PathBuf,
+    /// Where key-value stores are, unless the operator says.
+    pub(super) state: PathBuf,
+    /// Keys of the app's default store that are set first, as `KEY=VALUE` or `KEY=@FILE`.
+    pub(super) key_values: &'a [String],
+}
+
+/// Starts a host that serves an app, and tells what it serves.
 ///
 /// # Errors
 /// Where the app or the host is not in order.
@@ -73,12 +88,14 @@ pub(super) async fn start(
     config: Config,
     app: &Manifest,
     files: &Files,
-    logs: PathBuf,
+    place: Place<'_>,
     progress: &Progress,
 ) -> anyhow::Result<(Host, StopSignal)> {
+    let Place { logs, state, key_values } = place;
     let program = std::env::current_exe().context("cannot find out which program this is")?;
     let place = format!("{}, what functions print and their panics", logs.display());
-    let host = Host::start(config, Surroundings { program, logs }).await?;
+    let host = Host::start(config, Surroundings { program, logs, state }).await?;
+    set_keys(key_values, app, &host).await?;
     let report = |step: Step| progress.say("Ready", format!("{} ({})", step.what, elapsed(step.took)));
     host.deployer.deploy(app, files, &report).await?;
     // Before anyone is told that this serves: who hears it may stop it at once.
@@ -121,6 +138,26 @@ async fn load(args: &UpArgs, sources: &Sources<'_>, build: bool) -> anyhow::Resu
             sources.local(Manifest::of_models(models)?).await
         }
     }
+}
+
+/// Sets keys of the app's default store.
+async fn set_keys(pairs: &[String], app: &Manifest, host: &Host) -> anyhow::Result<()> {
+    if pairs.is_empty() {
+        return Ok(());
+    }
+    let pairs = pairs.iter().map(|pair| {
+        let (key, value) = pair.split_once('=').context("--key-value takes KEY=VALUE or KEY=@FILE")?;
+        let value = match value.strip_prefix('@') {
+            Some(file) => {
+                std::fs::read(file).with_context(|| format!("cannot read `{file}` (--key-value)"))?
+            }
+            None => value.as_bytes().to_vec(),
+        };
+        Ok((key.to_owned(), value))
+    });
+    let pairs = pairs.collect::<anyhow::Result<Vec<_>>>()?;
+    let store = host.deployer.key_value.store(&app.name, config::DEFAULT_STORE).await?;
+    store.set_many(pairs).await.context("cannot set the keys of --key-value")
 }
 
 /// Serves each new version of the app when it is in order, and says what is wrong when it is not.

@@ -1,13 +1,20 @@
 //! The keys of `host.toml` and the values that each may have.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
+
 use super::document::{Table, Value};
-use super::{BACKENDS, Cache, Config, Engine, Inference, Limits, Listen, Log, LogFormat, TlsFiles};
-use super::{Models, PagemapScan, Registry, Required, Signatures, SigningKey, Vet};
+use super::{
+    BACKENDS, Cache, Config, Engine, Inference, KeyValue, KeyValuePlace, KeyValueStore, Limits, Listen,
+};
+use super::{
+    Log, LogFormat, Models, Outbound, PagemapScan, Registry, Required, Secret, Signatures, SigningKey,
+    TlsFiles, Vet,
+};
 
 /// What a limit may be, here and in the app manifest.
 pub(crate) mod bounds {
@@ -36,9 +43,11 @@ pub(super) fn read(root: &mut Table<'_>, dir: &Path) -> Config {
         listen: root.table("listen", |t| listen(t, dir)).unwrap_or_default(),
         cache: root.table("cache", |t| cache(t, dir)).unwrap_or_default(),
         registry: root.table("registry", |t| registry(t, dir)).unwrap_or_default(),
+        key_value: root.table("key_value", |t| key_value(t, dir)).unwrap_or_default(),
         limits: root.table("limits", limits).unwrap_or_default(),
         models: root.table("models", models).unwrap_or_default(),
         inference: root.table("inference", |t| inference(t, dir)).unwrap_or_default(),
+        outbound: root.table("outbound", |t| outbound(t, dir)).unwrap_or_default(),
         engine: root.table("engine", engine).unwrap_or_default(),
         log: root.table("log", |t| log(t, dir)).unwrap_or_default(),
         signatures: root.table("signatures", |t| signatures(t, dir)).unwrap_or_default(),
@@ -121,6 +130,62 @@ fn host(value: &Value<'_>) -> Option<String> {
     Some(text.to_ascii_lowercase())
 }
 
+fn key_value(t: &mut Table<'_>, dir: &Path) -> KeyValue {
+    let mut settings = KeyValue { dir: path(t, "dir", dir), ..KeyValue::default() };
+    set(t, "max_mib", 1..=1 << 20, "MiB", &mut settings.max_mib);
+    // A value lies in memory whole, in the host and in the guest.
+    set(t, "max_value_kib", 1..=1 << 18, "KiB", &mut settings.max_value_kib);
+    for (name, value) in t.entries("stores") {
+        // The name stands in those of tables and of keys, where other characters mean something.
+        let valid = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        if name.is_empty() || name.len() > 64 || !name.chars().all(valid) {
+            value.refuse(&format!(
+                "a key-value store cannot be named `{name}`; use up to 64 letters, digits, `-` and `_`"
+            ));
+        }
+        settings.stores.extend(value.table(store).map(|store| (name, store)));
+    }
+    settings
+}
+
+/// One `[key_value.stores.<name>]`.
+fn store(t: &mut Table<'_>) -> KeyValueStore {
+    let is_redis = t.choice("type", &[("embedded", false), ("redis", true)]);
+    let shared = t.boolean("shared").unwrap_or(false);
+    let url = t.value("url");
+    let place = match (is_redis, url) {
+        (Some(true), Some(url)) => redis(&url),
+        (Some(true), None) => {
+            let store = t.shown();
+            t.refuse(&format!("{store} lacks `url`; add `url = \"redis://127.0.0.1:6379\"`"));
+            None
+        }
+        (Some(false) | None, Some(url)) => {
+            url.refuse(&format!(
+                "`{}` is for stores of `type = \"redis\"`; remove it, or add the type",
+                url.path()
+            ));
+            None
+        }
+        (Some(false) | None, None) => None,
+    };
+    KeyValueStore { place: place.unwrap_or_default(), shared }
+}
+
+/// The address of a Redis server. No message shows it: there may be a password in it.
+fn redis(value: &Value<'_>) -> Option<KeyValuePlace> {
+    let url = value.string()?;
+    let is_plain = url.starts_with("redis://") || url.starts_with("valkey://");
+    if !is_plain || redis::IntoConnectionInfo::into_connection_info(url.as_str()).is_err() {
+        value.refuse(&format!(
+            "`{}` must be a URL such as `redis://127.0.0.1:6379/0` or `redis://user:password@host`; TLS (`rediss://`) \
+             is not spoken here",
+            value.path()
+        ));
+    }
+    Some(KeyValuePlace::Redis(Secret(url)))
+}
+
 fn limits(t: &mut Table<'_>) -> Limits {
     let mut limits = Limits::default();
     set(t, "memory_mib", bounds::MEMORY_MIB, "MiB", &mut limits.memory_mib);
@@ -193,6 +258,42 @@ fn backends(value: &Value<'_>) -> Vec<String> {
         value.refuse(&format!("`{}` is empty; name at least one backend", value.path()));
     }
     names
+}
+
+fn outbound(t: &mut Table<'_>, dir: &Path) -> Outbound {
+    let mut outbound = Outbound { ca: path(t, "ca", dir), ..Outbound::default() };
+    if let Some(allow) = t.boolean("allow_private") {
+        outbound.allow_private = allow;
+    }
+    if let Some(value) = t.value("allow") {
+        outbound.allow = networks(&value);
+    }
+    if let Some(value) = t.value("deny") {
+        outbound.deny = networks(&value);
+    }
+    set(t, "concurrency", bounds::CONCURRENCY, "", &mut outbound.concurrency);
+    set(t, "instance_concurrency", bounds::CONCURRENCY, "", &mut outbound.instance_concurrency);
+    set(t, "connect_ms", 1..=DAY_MS, "ms", &mut outbound.connect_ms);
+    set(t, "first_byte_ms", 1..=DAY_MS, "ms", &mut outbound.first_byte_ms);
+    set(t, "between_bytes_ms", 1..=DAY_MS, "ms", &mut outbound.between_bytes_ms);
+    outbound
+}
+
+/// Networks, or single addresses.
+fn networks(value: &Value<'_>) -> Vec<IpNet> {
+    let mut networks = Vec::new();
+    for item in value.items() {
+        let Some(text) = item.string() else { continue };
+        let address = || text.parse::<IpAddr>().ok().map(IpNet::from);
+        match text.parse::<IpNet>().ok().or_else(address) {
+            Some(network) => networks.push(network.trunc()),
+            None => item.refuse(&format!(
+                "`{}` must list networks such as `10.0.0.0/8` or addresses, not `{text}`",
+                value.path()
+            )),
+        }
+    }
+    networks
 }
 
 fn engine(t: &mut Table<'_>) -> Engine {
@@ -366,6 +467,8 @@ libary = "x"
 insecure = ["http://localhost:5000"]
 [engine]
 pagemap_scan = "on"
+[outbound]
+deny = ["10.0.0.0/40"]
 [log]
 access = "yes""#;
         let errors = parse(text).unwrap_err();
@@ -385,6 +488,7 @@ access = "yes""#;
                 "`registry.insecure` cannot be `http://localhost:5000`; give a registry's host and port such as `localhost:5000`",
             ),
             (17, "`engine.pagemap_scan` cannot be `on`; it may be `auto`, `off`"),
+            (17, "`outbound.deny` must list networks such as `10.0.0.0/8` or addresses, not `10.0.0.0/40`"),
             (19, "`log.access` must be true or false, not this string"),
         ];
         let found: Vec<_> = errors.errors.iter().map(|error| (error.line, error.message.as_str())).collect();
@@ -411,12 +515,43 @@ access = "yes""#;
         check("inference.openvino.library = \"/o.so\"", &|c| {
             c.inference.openvino_library = Some("/o.so".into());
         });
+        check("outbound.allow = [\"10.1.2.3/8\", \"::1\"]", &|c| {
+            c.outbound.allow = vec!["10.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()];
+        });
         check("log.format = \"json\"", &|c| c.log.format = LogFormat::Json);
         check("registry.insecure = [\"Localhost:5000\"]", &|c| {
             c.registry.insecure = vec!["localhost:5000".into()];
         });
         check("registry.ca = \"ca.pem\"", &|c| c.registry.ca = Some("/etc/tenon/ca.pem".into()));
         check("limits.queue_length = 0", &|c| c.limits.queue_length = 0);
+    }
+
+    #[test]
+    fn key_value_stores_are_read_and_no_password_is_shown() {
+        let text = "[key_value]\ndir = \"kv\"\nmax_mib = 7\n[key_value.stores.sessions]\ntype = \"redis\"\n\
+                    url = \"redis://:hunter2@cache:6379/3\"\nshared = true\n[key_value.stores.notes]\n";
+        let config = parse(text).unwrap();
+        let found = &config.key_value;
+        assert_eq!((found.dir.as_deref(), found.max_mib), (Some(Path::new("/etc/tenon/kv")), 7));
+        let names: Vec<_> = found.stores.keys().map(String::as_str).collect();
+        assert_eq!(names, ["default", "notes", "sessions"]);
+        assert_eq!(found.stores["notes"], KeyValueStore::default());
+        let url = Secret("redis://:hunter2@cache:6379/3".to_owned());
+        assert_eq!(
+            found.stores["sessions"],
+            KeyValueStore { place: KeyValuePlace::Redis(url), shared: true }
+        );
+        assert!(!format!("{config:?}").contains("hunter2"));
+        let check = |store: &str, expected: &str| {
+            let errors = parse(&format!("[key_value.stores.{store}")).unwrap_err().to_string();
+            assert!(errors.contains(expected) && !errors.contains("hunter2"), "{errors}");
+        };
+        check("a]\ntype = \"redis\"", "lacks `url`");
+        check("a]\ntype = \"sqlite\"", "it may be `embedded`, `redis`");
+        check("a]\nurl = \"redis://:hunter2@h\"", "is for stores of `type = \"redis\"`");
+        check("a]\ntype = \"redis\"\nurl = \"rediss://:hunter2@h\"", "must be a URL");
+        check("a]\ntype = \"redis\"\nurl = \"redis://:hunter2@h:port\"", "must be a URL");
+        check("\"a/b\"]", "cannot be named `a/b`");
     }
 
     #[test]

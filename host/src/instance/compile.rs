@@ -1,5 +1,6 @@
 //! Compiling components ahead of time, and the cache of what was compiled.
 
+use std::borrow::Cow;
 use std::hash::{Hash, Hasher};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
@@ -12,6 +13,7 @@ use wasmtime::component::Component;
 
 use super::chain;
 use super::engine::{Engines, Flavor, config};
+use super::generations::{self, GenerationError};
 
 /// The version of the wasmtime that compiled code belongs to; the engine checks it once more.
 const WASMTIME: &str = "48";
@@ -21,8 +23,8 @@ const WASMTIME: &str = "48";
 pub enum CompileError {
     #[error("is native code that was compiled elsewhere; only WebAssembly is taken")]
     Native,
-    #[error("is a core module, not a component; build it for the target wasm32-wasip2")]
-    Core,
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
     #[error("is not a WebAssembly component: {0}")]
     NotWasm(String),
     #[error("cannot be compiled: {0}")]
@@ -39,7 +41,8 @@ pub struct Compiled {
     pub cached: bool,
 }
 
-/// Compiles `wasm`, or takes it from `folder`, which only this host may write.
+/// Compiles `wasm`, or takes it from `folder`, which only this host may write. What is of an earlier generation is
+/// brought to today's form first.
 ///
 /// # Errors
 /// Where `wasm` is not a component that the engine takes. A cache that cannot be read or written costs time only.
@@ -49,15 +52,25 @@ pub fn compile(
     digest: &str,
     folder: &Path,
 ) -> Result<Compiled, CompileError> {
-    let flavor = flavor(wasm)?;
+    if Engine::detect_precompiled(wasm).is_some() {
+        return Err(CompileError::Native);
+    }
+    let current = generations::current(wasm)?;
+    let flavor = flavor(&current)?;
     let engine = &engines.linked(flavor).map_err(|error| CompileError::Engine(chain(&error)))?.engine;
-    let path = folder.join(format!("{digest}-{}-{WASMTIME}-{:016x}.cwasm", flavor.name(), settings(engine)));
+    let edition = match &current {
+        Cow::Borrowed(_) => String::new(),
+        Cow::Owned(_) => format!("-{}", generations::EDITION),
+    };
+    let (flavored, settings) = (flavor.name(), settings(engine));
+    let path = folder.join(format!("{digest}{edition}-{flavored}-{WASMTIME}-{settings:016x}.cwasm"));
     if let Some(component) = load(engine, folder, &path) {
         return Ok(Compiled { component, flavor, cached: true });
     }
     let compiler = Engine::new(&config(flavor, engines.count_fuel()))
         .map_err(|error| CompileError::Engine(chain(&error)))?;
-    let code = compiler.precompile_component(wasm).map_err(|error| CompileError::Compile(chain(&error)))?;
+    let code =
+        compiler.precompile_component(&current).map_err(|error| CompileError::Compile(chain(&error)))?;
     if let Err(error) = keep(folder, &path, &code) {
         tracing::warn!(folder = %folder.display(), %error, "compiled code could not be kept; it is compiled again next time");
     } else if let Some(component) = load(engine, folder, &path) {
@@ -70,12 +83,6 @@ pub fn compile(
 
 /// Which engine the component needs, told from the names of its imports and exports.
 fn flavor(wasm: &[u8]) -> Result<Flavor, CompileError> {
-    if Engine::detect_precompiled(wasm).is_some() {
-        return Err(CompileError::Native);
-    }
-    if Parser::is_core_wasm(wasm) {
-        return Err(CompileError::Core);
-    }
     if !Parser::is_component(wasm) {
         return Err(CompileError::NotWasm("it does not begin as one".to_owned()));
     }

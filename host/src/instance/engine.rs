@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
-use wasmtime::component::{HasSelf, Linker};
+use wasmtime::component::Linker;
 use wasmtime::{
     Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, WasmBacktraceDetails,
 };
@@ -130,11 +130,8 @@ fn link(flavor: Flavor, limits: &EngineLimits) -> wasmtime::Result<Linked> {
         wasmtime_wasi::p3::add_to_linker(&mut linker)?;
         wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
         super::outgoing::bound_p3(&mut linker)?;
-        super::state::spin::spin::variables::variables::add_to_linker::<_, HasSelf<State>>(
-            &mut linker,
-            |state| state,
-        )?;
     }
+    super::spin::add_to_linker(&mut linker, flavor)?;
     Ok(Linked { engine, linker })
 }
 

@@ -1,4 +1,4 @@
-//! Bounds on the requests that a guest makes up: wasmtime keeps their parts on the host, of any length.
+//! Requests that guests send: bounds on what they make up, since wasmtime keeps its parts on the host, of any length.
 
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Linker, Resource};
@@ -9,6 +9,14 @@ use wasmtime_wasi_http::p3::Request;
 use wasmtime_wasi_http::p3::bindings::http::types::{HostRequest as P3, Method as MethodP3};
 
 use super::state::State;
+
+mod egress;
+mod exchange;
+mod failure;
+mod pauses;
+
+pub(super) use egress::Egress;
+pub use egress::Outbound;
 
 /// Bytes of a method, a path with its query, or an authority.
 const LONGEST: usize = 8 << 10;

@@ -4,35 +4,29 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use http::HeaderName;
-use wasmtime::component::{Accessor, HasSelf, ResourceTable};
+use wasmtime::component::ResourceTable;
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
-use wasmtime_wasi_http::{
-    DEFAULT_FORBIDDEN_HEADERS, Error as HttpError, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView,
-    WasiHttpHooks, WasiHttpView,
-};
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
+use super::key_value::Session as KeyValueSession;
 use super::limits::Limits;
 use super::log::FunctionLog;
+use super::outgoing::{Egress, Outbound};
+use crate::key_value::Store as KeyValueStore;
 use crate::nn::Session;
 use crate::nn::responses::Responses;
-
-/// Bindings of Spin's own interfaces.
-pub mod spin {
-    wasmtime::component::bindgen!({
-        path: "../wit",
-        world: "spin",
-        imports: { default: trappable },
-    });
-}
 
 /// What every instance of a revision is given.
 #[derive(Debug, Default)]
 pub struct Grants {
     pub environment: Vec<(String, String)>,
     pub variables: BTreeMap<String, String>,
+    /// The key-value stores that it may open, by the names of its manifest.
+    pub key_value_stores: BTreeMap<String, KeyValueStore>,
     /// A folder of the function's files, which it sees as its root and cannot write to.
     pub files: Option<PathBuf>,
+    /// Where it may send requests to; nowhere without.
+    pub outbound: Option<Arc<Outbound>>,
 }
 
 /// The data of one instance's Store.
@@ -42,6 +36,7 @@ pub struct State {
     pub nn: Session,
     /// Where answers go before the last one, where the caller takes several.
     pub responses: Option<Responses>,
+    pub key_value: KeyValueSession,
     wasi: WasiCtx,
     http: WasiHttpCtx,
     egress: Egress,
@@ -74,16 +69,22 @@ impl State {
         table.set_max_capacity(handles);
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(FIELDS);
+        let egress = Egress::new(grants.outbound.clone(), nn.deadline());
         Ok(State {
             table,
             limits,
             nn,
             responses: None,
+            key_value: KeyValueSession::default(),
             wasi: wasi.build(),
             http,
-            egress: Egress,
+            egress,
             grants: Arc::clone(grants),
         })
+    }
+
+    pub fn grants(&self) -> &Grants {
+        &self.grants
     }
 }
 
@@ -96,53 +97,5 @@ impl WasiView for State {
 impl WasiHttpView for State {
     fn http(&mut self) -> WasiHttpCtxView<'_> {
         WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.egress }
-    }
-}
-
-/// Outbound HTTP: denied, since no function can be granted a host yet.
-struct Egress;
-
-/// A static, since every use of the constant makes its names anew.
-static FORBIDDEN_HEADERS: [HeaderName; 9] = DEFAULT_FORBIDDEN_HEADERS;
-
-type Sent =
-    Result<(http::Response<WasiBody>, Box<dyn Future<Output = Result<(), HttpError>> + Send>), HttpError>;
-
-impl WasiHttpHooks for Egress {
-    fn is_forbidden_header(&mut self, name: &HeaderName) -> bool {
-        // What the trait does by itself, without a closure on the heap for every header.
-        FORBIDDEN_HEADERS.contains(name)
-    }
-
-    fn send_request(
-        &mut self,
-        _: http::Request<WasiBody>,
-        _: Option<RequestOptions>,
-        _: Box<dyn Future<Output = Result<(), HttpError>> + Send>,
-    ) -> Box<dyn Future<Output = Sent> + Send> {
-        Box::new(async { Err(HttpError::HttpRequestDenied) })
-    }
-}
-
-use spin::spin::variables::variables;
-
-impl variables::Host for State {}
-
-impl<T: Send> variables::HostWithStore<T> for HasSelf<State> {
-    async fn get(
-        accessor: &Accessor<T, Self>,
-        name: String,
-    ) -> wasmtime::Result<Result<String, variables::Error>> {
-        Ok(accessor.with(|mut store| {
-            let variables = &store.get().grants.variables;
-            variables.get(&name).cloned().ok_or_else(|| {
-                let valid = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-                if !name.is_empty() && name.chars().all(valid) {
-                    variables::Error::Undefined(name)
-                } else {
-                    variables::Error::InvalidName(name)
-                }
-            })
-        }))
     }
 }

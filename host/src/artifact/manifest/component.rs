@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::config::document::{Table, Value};
+use crate::network::AllowedHost;
 
 use super::{Build, Component, FilesEntry, Reading, Source, files, names, tool};
 
@@ -252,6 +253,8 @@ fn outbound_hosts(t: &mut Table<'_>, reading: &Reading<'_>) -> (Vec<String>, Vec
                 "`{}` has an empty entry; write a host such as `https://example.com`",
                 item.path()
             ));
+        } else if is_known && let Err(reason) = AllowedHost::parse(&host) {
+            item.refuse(&format!("`{}`: {reason}", item.path()));
         }
         templates.push(template);
         hosts.push(host);

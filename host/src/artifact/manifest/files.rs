@@ -10,14 +10,15 @@ use std::path::{Path, PathBuf};
 use globset::{GlobBuilder, GlobMatcher};
 use walkdir::{DirEntry, WalkDir};
 
-use crate::artifact::sample::{self, Sample};
+use crate::artifact::sample::{self, MAX_SAMPLES, Sample};
 
 use super::{Component, FilesEntry, Manifest, ManifestError, ManifestErrors, Source};
+use crate::config::STATE_FOLDER;
 
 /// The most directory entries that the `files` of one component may make the host look at.
 const MAX_ENTRIES: usize = 100_000;
-/// The most samples of one component.
-pub(crate) const MAX_SAMPLES: usize = 1000;
+/// The most files of one component's samples, of which each may name two.
+const MAX_SAMPLE_FILES: usize = 3 * MAX_SAMPLES;
 const MAX_DEPTH: usize = 64;
 const PATTERN_CHARS: [char; 4] = ['*', '?', '[', ']'];
 
@@ -82,9 +83,9 @@ impl Files {
         let mut expansion = Expansion::new(root);
         self.warnings.extend(component.samples.iter().filter_map(|entry| expansion.add(entry, &[])));
         expansion.add_named();
-        if expansion.mounts.len() > MAX_SAMPLES {
+        if expansion.mounts.len() > MAX_SAMPLE_FILES {
             expansion.refuse(format!(
-                "component `{}` has more than {MAX_SAMPLES} samples; name fewer",
+                "component `{}` has more than {MAX_SAMPLE_FILES} files of samples; name fewer",
                 component.id
             ));
         }
@@ -121,8 +122,8 @@ impl Component {
                 return Err(refuse(format!("none of its files is a sample `{}`", entry.source)));
             }
         }
-        match chosen.len() > MAX_SAMPLES {
-            true => Err(refuse(format!("it has more than {MAX_SAMPLES} samples"))),
+        match chosen.len() > MAX_SAMPLE_FILES {
+            true => Err(refuse(format!("it has more than {MAX_SAMPLE_FILES} files of samples"))),
             false => Ok(chosen),
         }
     }
@@ -147,6 +148,21 @@ pub(crate) fn mounts_below(source: &Path, path: &str) -> Result<Vec<FileMount>, 
     }
     let mounts = expansion.mounts.into_iter();
     Ok(mounts.map(|(destination, source)| FileMount { source, destination }).collect())
+}
+
+/// The paths of the files that the sample at `path`, which is the `file`, names: relative to the same folder as `path`.
+/// None where it is no sample; what is wrong with one is told when it is run.
+pub(crate) fn named_in_sample(path: &str, file: &Path) -> Vec<String> {
+    let path = path.trim_start_matches('/');
+    let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
+    let bytes = path.ends_with(".json").then(|| sample::read(file).ok()).flatten();
+    let Some(sample) = bytes.and_then(|bytes| Sample::parse(&bytes).ok()) else { return Vec::new() };
+    let below = |file: &str| {
+        let segments = folder.split('/').chain(file.split('/'));
+        let segments: Vec<_> = segments.filter(|segment| !matches!(*segment, "" | ".")).collect();
+        segments.join("/")
+    };
+    sample.files().into_iter().map(below).collect()
 }
 
 fn check_existence(component: &Component, errors: &mut Vec<ManifestError>) {
@@ -254,17 +270,7 @@ impl<'a> Expansion<'a> {
 
     /// Adds the files that samples name. What is wrong with a sample itself is told when it is run.
     fn add_named(&mut self) {
-        let samples: Vec<_> = self.mounts.iter().filter(|(path, _)| path.ends_with(".json")).collect();
-        let mut named = Vec::new();
-        for (path, file) in samples.into_iter().take(MAX_SAMPLES) {
-            let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder).trim_start_matches('/');
-            let Ok(bytes) = sample::read(file) else { continue };
-            let Ok(sample) = Sample::parse(&bytes) else { continue };
-            let below = |file: &str| format!("{folder}/{}", file.trim_start_matches("./"));
-            named.extend(
-                sample.files().into_iter().map(|file| below(file).trim_start_matches('/').to_owned()),
-            );
-        }
+        let named: Vec<_> = self.mounts.iter().flat_map(|(path, file)| named_in_sample(path, file)).collect();
         for source in named {
             let path = self.root.join(&source);
             if path.is_file() {
@@ -352,6 +358,11 @@ impl<'a> Expansion<'a> {
             }
             let Some(entry) = self.readable(entry) else { continue };
             let Some(relative) = self.relative(entry.path()) else { continue };
+            // What functions keep is no part of the app: neither for its components to read nor to be packed.
+            if relative == STATE_FOLDER {
+                entries.skip_current_dir();
+                continue;
+            }
             let is_excluded = excluded.iter().any(|pattern| pattern.is_match(&relative));
             if entry.file_type().is_dir() {
                 let leads_out = !is_excluded && entry.path_is_symlink();
@@ -392,6 +403,12 @@ impl<'a> Expansion<'a> {
     /// Where the file or folder at `path` really is, if that is within the app's folder.
     fn within(&mut self, shown: &str, path: &Path) -> Option<PathBuf> {
         match path.canonicalize() {
+            Ok(real) if real.starts_with(self.root.join(STATE_FOLDER)) => {
+                self.refuse(format!(
+                    "`{shown}` lies in `{STATE_FOLDER}`, where the host keeps what is no part of the app; move it"
+                ));
+                None
+            }
             Ok(real) if real.starts_with(self.root) => Some(real),
             Ok(_) => {
                 self.refuse(format!(
@@ -512,6 +529,10 @@ mod tests {
         );
         check("files = [{ source = 'static/css', destination = '/' }]", &[("/a.css", "static/css/a.css")]);
         check("files = [{ source = 'a.txt', destination = 'x/b.txt' }]", &[("/x/b.txt", "a.txt")]);
+        std::fs::create_dir(dir.path().join("app/.tenon")).unwrap();
+        std::fs::write(dir.path().join("app/.tenon/kept.md"), "kept").unwrap();
+        check("files = ['**/*.md']", &[("/linked/x.md", "static/x.md"), md]);
+        check("files = [{ source = '.tenon', destination = '/' }]", &[]);
         let nothing = manifest(dir.path(), "files = ['none/*']").files().unwrap();
         assert_eq!(nothing.warnings, ["line 9: `none/*` adds no file"]);
     }
@@ -536,6 +557,11 @@ mod tests {
         check("files = ['deep/far/away.txt']", 9, "leads outside");
         check("files = [{ source = 'deep/far', destination = '/' }]", 9, "leads outside");
         check("files = ['loop']", 9, "cannot be read");
+        std::fs::create_dir(dir.path().join("app/.tenon")).unwrap();
+        std::fs::write(dir.path().join("app/.tenon/kept"), "kept").unwrap();
+        symlink("../.tenon", dir.path().join("app/static/kept")).unwrap();
+        check("files = ['.tenon/kept']", 9, "`.tenon/kept` lies in `.tenon`");
+        check("files = ['static/*/kept']", 9, "`static/kept` lies in `.tenon`");
         check("files = ['[a']", 9, "is not a pattern");
         check("files = [{ source = 'a.txt', destination = '/b/' }]", 9, "add the file's name");
         check("files = ['a.txt', { source = '.hidden', destination = '/a.txt' }]", 9, "both be mounted");

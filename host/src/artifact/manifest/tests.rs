@@ -349,9 +349,9 @@ fn mistakes_in_settings() {
     check(&model(""), "lacks `path`");
     let digest = format!("@sha256:{}", "0".repeat(64));
     let reference = |text: &str| model(&format!("reference = \"{text}\""));
-    check(&reference("example.com/m:v1"), "is not a reference with a digest");
-    check(&reference(&format!("m{digest}")), "is not a reference with a digest");
-    check(&reference(&format!("a b/m{digest}")), "is not a reference with a digest");
+    check(&reference("example.com/m:v1"), "has no digest");
+    check(&reference("example.com/m@sha256:0"), "does not name an artifact");
+    check(&reference(&format!("a b/m{digest}")), "does not name an artifact");
     check(&model(&format!("path = \"m.onnx\", reference = \"a/m{digest}\"")), "remove one of them");
     check(&model(&format!("weights = \"m.bin\", reference = \"a/m{digest}\"")), "remove `weights`");
     check(&tenon("samples = [\"../x.json\"]"), "leads outside the app's folder");

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::artifact::oci::Digest;
+use crate::artifact::reference::Reference;
 use crate::config::document::{self, Table, Value, advice};
 use crate::config::{BACKENDS, bounds};
 
@@ -13,7 +13,6 @@ use super::{
 };
 
 const OURS: &str = "tenon";
-const MAX_REFERENCE: usize = 512;
 const ENCODINGS: [(&str, Encoding); 2] = [("onnx", Encoding::Onnx), ("openvino", Encoding::Openvino)];
 
 /// Reads the `tool` table of `component`; the tables of other tools are theirs.
@@ -196,15 +195,13 @@ fn place(t: &mut Table<'_>, dir: &Path) -> Option<Place> {
 /// A reference with a digest: what a tag leads to may be another model tomorrow.
 fn read_reference(value: &Value<'_>) -> Option<String> {
     let reference = value.string()?;
-    let is_name = |name: &str| name.contains('/') && name.chars().all(|c| c.is_ascii_graphic() && c != '@');
-    let parts = reference.rsplit_once('@');
-    if reference.len() > MAX_REFERENCE
-        || !parts.is_some_and(|(name, digest)| is_name(name) && digest.parse::<Digest>().is_ok())
-    {
-        value.refuse(&format!(
-            "`{reference}` is not a reference with a digest; write `registry/repository:tag@sha256:...`, as \
-             `tenon model push` prints it"
-        ));
+    match reference.parse::<Reference>() {
+        Ok(parsed) if parsed.digest().is_some() => {}
+        Ok(_) => value.refuse(&format!(
+            "`{reference}` has no digest, so that it may be another model tomorrow; write \
+             `registry/repository:tag@sha256:...`, as `tenon model push` prints it"
+        )),
+        Err(why) => value.refuse(&why.to_string()),
     }
     Some(reference)
 }

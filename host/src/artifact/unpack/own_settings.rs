@@ -6,7 +6,7 @@ use std::io::Read as _;
 use std::path::{Component as Part, Path, PathBuf};
 
 use super::{Contents, UnpackError};
-use crate::artifact::manifest::{Component, FileMount, Files};
+use crate::artifact::manifest::{Component, FileMount, Files, named_in_sample};
 use crate::artifact::settings::FILE_NAME;
 
 /// The largest file of settings that is read, in bytes.
@@ -46,9 +46,17 @@ pub(super) fn find(
     if !component.samples.is_empty() {
         let names = by_path.keys().map(|path| path.trim_start_matches('/'));
         let chosen = component.chosen_samples(names)?;
-        let samples =
-            chosen.into_iter().map(|name| (name.to_owned(), by_path[format!("/{name}").as_str()].clone()));
-        files.samples.insert(component.id.clone(), samples.collect());
+        let mut samples = BTreeMap::new();
+        for name in chosen {
+            let file = by_path[format!("/{name}").as_str()];
+            samples.insert(name.to_owned(), file.clone());
+            for named in named_in_sample(name, file) {
+                let what = format!("the file that sample `{name}` names");
+                let file = find(what, &Path::new("/").join(&named))?;
+                samples.insert(named, file);
+            }
+        }
+        files.samples.insert(component.id.clone(), samples);
     }
     Ok(())
 }

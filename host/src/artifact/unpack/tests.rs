@@ -248,8 +248,8 @@ fn settings_come_with_the_files_of_an_app_that_spin_pushed() {
         ("models/m.onnx", b"a model"),
         ("ir/net.xml", b"<net/>"),
         ("ir/net.bin", b"weights"),
-        ("samples/a.json", b"{}"),
-        ("samples/b.json", b"{ }"),
+        ("samples/a.json", br#"{"request": {"body_file": "./pictures/a.png"}}"#),
+        ("samples/pictures/a.png", b"a picture"),
     ];
     let unpacked = with_files(&files, &|_| {}).unwrap();
     let component = &unpacked.manifest.components[0];
@@ -259,7 +259,13 @@ fn settings_come_with_the_files_of_an_app_that_spin_pushed() {
     assert_eq!(name(component.models["ir"].weights.as_ref().unwrap()), Digest::of(b"weights").hex());
     assert_eq!((component.limits.deadline_ms, component.model_name.as_deref()), (Some(7), Some("m")));
     let samples: Vec<_> = unpacked.files.samples["c"].keys().map(String::as_str).collect();
-    assert_eq!(samples, ["samples/a.json", "samples/b.json"]);
+    assert_eq!(samples, ["samples/a.json", "samples/pictures/a.png"]);
+
+    let error = with_files(&files[..5], &|_| {}).unwrap_err().to_string();
+    assert!(
+        error.contains("sample `samples/a.json` names of component `c` is to be `/samples/pictures/a.png`"),
+        "{error}"
+    );
 
     // An empty file of settings is enough for a component that brings its models itself.
     with_files(&[("tenon.toml", b"")], &|_| {}).unwrap();

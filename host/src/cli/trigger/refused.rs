@@ -4,14 +4,13 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command};
 
 /// Each with the variable of the environment that means the same, whether it takes a value, the only value of it that
 /// is as Tenon does anyway, and why others are refused.
-const REFUSED: [(&str, Option<&str>, Value, &str); 15] = [
+const REFUSED: [(&str, Option<&str>, Value, &str); 14] = [
     (
         "runtime-config-file",
         Some("RUNTIME_CONFIG_FILE"),
         Value::Any,
         "Spin's runtime configuration is not read; Tenon's settings are host.toml: give `--config host.toml`",
     ),
-    ("key-value", None, Value::Any, "keys are set by the app itself"),
     ("sqlite", None, Value::Any, "there are no SQLite databases"),
     ("follow", None, Value::Any, "what functions print goes to files; follow them with `tail -f`"),
     (

@@ -109,7 +109,8 @@ fn logs_go_where_they_are_meant_to() {
         local_app_dir: local_app_dir.map(PathBuf::from),
     };
     let check = |arguments: &[&str], local: Option<&str>, expected: &str| {
-        let logs = logs(&parse(arguments).unwrap(), &Config::default(), &handover(local)).unwrap();
+        let args = parse(arguments).unwrap();
+        let logs = logs(&args, &Config::default(), &state(&args, &handover(local))).unwrap();
         assert_eq!(logs, Path::new(expected), "{arguments:?}");
     };
     check(&[], Some("/app"), "/app/.tenon/logs");
@@ -117,7 +118,7 @@ fn logs_go_where_they_are_meant_to() {
     check(&["--state-dir", "/state"], Some("/app"), "/state/logs");
     check(&["--state-dir", ""], Some("/app"), "/app/.tenon/logs");
     check(&["--state-dir", "/state", "--log-dir", "/logs"], Some("/app"), "/logs");
-    assert!(logs(&parse(&["--log-dir", ""]).unwrap(), &Config::default(), &handover(None)).is_err());
+    assert!(logs(&parse(&["--log-dir", ""]).unwrap(), &Config::default(), Path::new("state")).is_err());
 }
 
 #[test]

@@ -6,6 +6,8 @@ use wasip2::http::types::{
 };
 use wasip2::io::streams::{OutputStream, StreamError};
 
+mod fetch;
+
 struct Component;
 
 wasip2::http::proxy::export!(Component);
@@ -30,6 +32,11 @@ impl Guest for Component {
             "never" => never(),
             "loop" => endless(),
             "print" => print(query, outparam),
+            "fetch" => text(outparam, 200, &fetch::fetch(query)),
+            "count" => text(outparam, 200, &fetch::count(query)),
+            "many" => text(outparam, 200, &fetch::many(8, query)),
+            "hold" => text(outparam, 200, &fetch::hold(3, query)),
+            "forward" => text(outparam, 200, &fetch::forward(query, &request)),
             "read-slowly" => read_slowly(&request, outparam),
             _ => text(outparam, 200, "hello\n"),
         }

@@ -14,6 +14,8 @@ async fn handle(request: Request) -> Result<impl IntoResponse> {
         "headers" => headers(&request).into(),
         "variable" => variable(request.uri().query().unwrap_or_default()).await.into(),
         "env" => std::env::vars().map(|(key, value)| format!("{key}={value}\n")).collect::<String>().into(),
+        "fetch" => fetch(request.uri().query().unwrap_or_default()).await.into(),
+        "forward" => forward(request).await.into(),
         "trap" => core::arch::wasm32::unreachable(),
         "loop" => endless(),
         _ => "hello\n".into(),
@@ -22,6 +24,34 @@ async fn handle(request: Request) -> Result<impl IntoResponse> {
         .status(StatusCode::OK)
         .header("content-type", "text/plain")
         .body(Full::new(body))?)
+}
+
+async fn fetch(url: &str) -> String {
+    match spin_sdk::http::get(url).await {
+        Ok(answer) => told(answer).await,
+        Err(error) => format!("error: {error:?}"),
+    }
+}
+
+/// Sends the body on as it comes.
+async fn forward(request: Request) -> String {
+    let url = request.uri().query().unwrap_or_default().to_owned();
+    let onward = http::Request::post(url).body(request.into_body());
+    match onward {
+        Ok(onward) => match spin_sdk::http::send(onward).await {
+            Ok(answer) => told(answer).await,
+            Err(error) => format!("error: {error:?}"),
+        },
+        Err(error) => format!("error: {error:?}"),
+    }
+}
+
+async fn told(answer: Response<impl IncomingBodyExt>) -> String {
+    let status = answer.status().as_u16();
+    match answer.into_body().bytes().await {
+        Ok(body) => format!("{status} {}", String::from_utf8_lossy(&body)),
+        Err(error) => format!("{status}, then {error:?}"),
+    }
 }
 
 async fn variable(name: &str) -> String {
