@@ -277,8 +277,11 @@ impl<'a> Sources<'a> {
         }
     }
 
-    /// Brings the models that an app names in registries.
-    async fn models(&self, manifest: &mut Manifest) -> anyhow::Result<Vec<Pulled>> {
+    /// Brings the models that an app names in registries. They are kept as long as the answer lives.
+    ///
+    /// # Errors
+    /// Where one cannot be had, or is no model.
+    pub(super) async fn models(&self, manifest: &mut Manifest) -> anyhow::Result<Vec<Pulled>> {
         let mut pulled = Vec::new();
         let mut files = BTreeMap::new();
         for (text, encodings) in modelpack::references(manifest) {

@@ -488,8 +488,8 @@ access = "yes""#;
                 "`registry.insecure` cannot be `http://localhost:5000`; give a registry's host and port such as `localhost:5000`",
             ),
             (17, "`engine.pagemap_scan` cannot be `on`; it may be `auto`, `off`"),
-            (17, "`outbound.deny` must list networks such as `10.0.0.0/8` or addresses, not `10.0.0.0/40`"),
-            (19, "`log.access` must be true or false, not this string"),
+            (19, "`outbound.deny` must list networks such as `10.0.0.0/8` or addresses, not `10.0.0.0/40`"),
+            (21, "`log.access` must be true or false, not this string"),
         ];
         let found: Vec<_> = errors.errors.iter().map(|error| (error.line, error.message.as_str())).collect();
         assert_eq!(found, expected);
