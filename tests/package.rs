@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 use tenon::artifact::oci::{Digest, ImageManifest};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 
-use crate::harness::{Program, UP, eventually, exchange, guest, request, run, tenon, tensor};
+use crate::harness::{Program, UP, eventually, exchange, guest, request, run, tenon};
+use crate::nn::tensors;
 use crate::raw::model;
 use crate::registry::{Narrows, Server, skopeo};
 
@@ -169,7 +170,7 @@ fn app(folder: &Path, model: &str) -> String {
          [component.nn]\nsource = \"nn.wasm\"\n[component.nn.tool.tenon]\nsamples = [\"samples/*.json\"]\n\
          models.fp32 = {{ {model}, backend = \"tract\" }}\n"
     );
-    let sample = json!({ "request": question(), "response": { "outputs": [fp32()] } });
+    let sample = json!({ "request": question(), "response": { "outputs": tensors() } });
     std::fs::create_dir_all(folder.join("samples")).unwrap();
     for (name, bytes) in [
         ("spin.toml", manifest.into_bytes()),
@@ -184,12 +185,8 @@ fn app(folder: &Path, model: &str) -> String {
 
 const OWN_MODEL: &str = "path = \"model.onnx\"";
 
-fn fp32() -> Value {
-    tensor("fp32", "FP32", &[2], json!([1.5, -2.0]))
-}
-
 fn question() -> Value {
-    json!({ "inputs": [fp32()], "parameters": { "fp32": "infer" } })
+    json!({ "inputs": tensors(), "parameters": { "fp32": "infer" } })
 }
 
 /// Asks the function of [`app`], which must answer through its model; then ends the host.
@@ -197,7 +194,7 @@ async fn answers(program: Program) {
     let headers = [("content-type", "application/json")];
     let asked = request(Method::POST, "/nn", &headers, question().to_string());
     let answer = exchange(program.address, asked).await.unwrap().expect(200);
-    assert_eq!(answer.json()["outputs"], json!([fp32()]));
+    assert_eq!(answer.json()["outputs"], json!(tensors()));
     assert_eq!(answer.header("x-tenon-backend"), "tract");
     program.signal(rustix::process::Signal::TERM);
     let (code, said) = program.ended().await;
@@ -314,7 +311,6 @@ fn a_change_of_code_moves_code_alone() {
         for path in paths.iter().filter(|path| large(path)) {
             assert_eq!(std::fs::metadata(path).unwrap().ino(), inode, "{path:?}");
         }
-        narrows.open();
     });
 }
 
