@@ -1,6 +1,6 @@
 //! An app as one artifact: packed, pushed to Debian's docker-registry, read by skopeo, pulled and served elsewhere.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -106,6 +106,13 @@ impl Machine {
         let listed = self.done(&["cache", "ls", "--json"]).await.answer;
         let listed: Value = serde_json::from_str(&listed).unwrap();
         listed["references"].as_array().unwrap().clone()
+    }
+
+    /// The inodes of the files in the cache that are so large: each once, whatever their names are.
+    fn large_files(&self, bytes: u64) -> BTreeSet<u64> {
+        let cache = self.cache();
+        let files = tree(&cache).into_iter().filter(|(_, content)| content.len() as u64 >= bytes);
+        files.map(|(name, _)| std::fs::metadata(cache.join(name)).unwrap().ino()).collect()
     }
 
     /// Whatever a command may have written outside the cache and the settings.
@@ -305,12 +312,7 @@ fn a_change_of_code_moves_code_alone() {
         answers(program).await;
         // The weights are on the disk once, whoever knows them by which name.
         let inode = std::fs::metadata(edge.blob(&weights.digest)).unwrap().ino();
-        let models: Vec<_> = std::fs::read_dir(edge.cache().join("models")).unwrap().collect();
-        let large = |path: &Path| std::fs::metadata(path).is_ok_and(|file| file.len() > WEIGHTS as u64);
-        let paths: Vec<_> = models.into_iter().map(|entry| entry.unwrap().path()).collect();
-        for path in paths.iter().filter(|path| large(path)) {
-            assert_eq!(std::fs::metadata(path).unwrap().ino(), inode, "{path:?}");
-        }
+        assert_eq!(edge.large_files(WEIGHTS as u64), [inode].into());
     });
 }
 
@@ -429,10 +431,15 @@ fn a_host_that_is_killed_in_a_pull_harms_no_other() {
         let up = [&UP[..], &["-f", &reference]].concat();
         let mut killed = machine.command(&up).stderr(Stdio::null()).spawn().unwrap();
         narrows.holds().await;
-        // The other waits for this file, and finds all else there.
-        let mut other = machine.command(&up).spawn().unwrap();
-        let mut says = BufReader::new(other.stderr.take().unwrap()).lines();
-        while !says.next_line().await.unwrap().expect("it still runs").contains("Present") {}
+        // Others wait for this file, and find all else there. One that is killed while it waits is not missed.
+        let waiting = async || {
+            let mut other = machine.command(&up).spawn().unwrap();
+            let mut says = BufReader::new(other.stderr.take().unwrap()).lines();
+            while !says.next_line().await.unwrap().expect("it still runs").contains("Present") {}
+            (other, says)
+        };
+        waiting().await.0.kill().await.unwrap();
+        let (_other, mut says) = waiting().await;
         eventually("half of the file is there", async || machine.part(&large) >= PART).await;
         killed.kill().await.unwrap();
         let came = narrows.came();
@@ -553,7 +560,7 @@ fn an_archive_unpacks_to_no_more_than_an_artifact_may_have() {
     run(async {
         let Some(server) = Server::start().await else { return };
         let folder = tempfile::tempdir().unwrap();
-        std::fs::File::create(folder.path().join("zeros")).unwrap().set_len(64 << 20).unwrap();
+        std::fs::File::create(folder.path().join("zeros")).unwrap().set_len(128 << 20).unwrap();
         let tar = |arguments: &[&str]| {
             let mut command = std::process::Command::new("tar");
             let output = command.arg("-czP").args(arguments).current_dir(folder.path()).output().unwrap();
@@ -561,7 +568,7 @@ fn an_archive_unpacks_to_no_more_than_an_artifact_may_have() {
             output.stdout
         };
         let wasm = std::fs::read(guest("http_p2")).unwrap();
-        let check = async |archive: Vec<u8>, expected: &[&str]| {
+        let check = async |registry: &str, archive: Vec<u8>, expected: &[&str]| {
             let app = locked(&wasm, &json!([{ "path": "zeros", "digest": Digest::of(b"zeros") }]));
             let layers: [(&str, &str, &[u8]); 3] = [
                 (COMPONENT, "p2.wasm", &wasm),
@@ -569,7 +576,7 @@ fn an_archive_unpacks_to_no_more_than_an_artifact_may_have() {
                 (LOCKED_APP, "spin.lock", app.as_bytes()),
             ];
             server.put("bomb:1", None, &layers).await;
-            let machine = Machine::of(&[&server.address], "max_artifact_mib = 4", "");
+            let machine = Machine::of(&[&server.address], registry, "");
             let digest = Digest::of(&archive).to_string();
             let reference = format!("{}/bomb:1", server.address);
             machine.refused(&["up", "-f", &reference], &[&[digest.as_str()], expected].concat()).await;
@@ -577,13 +584,14 @@ fn an_archive_unpacks_to_no_more_than_an_artifact_may_have() {
             assert!(bytes < 1 << 20, "{bytes} bytes are in the cache");
             assert_eq!(machine.strays(), Vec::<String>::new());
         };
-        check(tar(&["zeros"]), &["4"]).await;
+        check("max_artifact_mib = 4", tar(&["zeros"]), &["unpacks to more than 4 MiB"]).await;
+        check("", tar(&["zeros"]), &["unpacks to more than 64 MiB", "200 times its own size"]).await;
         std::fs::write(folder.path().join("small"), "small").unwrap();
-        check(tar(&["--transform=s,^,../,", "small"]), &["`../small` leads out of it"]).await;
-        check(tar(&["--transform=s,^,/tmp/,", "small"]), &["`/tmp/small` leads out of it"]).await;
+        check("", tar(&["--transform=s,^,../,", "small"]), &["`../small` leads out of it"]).await;
+        check("", tar(&["--transform=s,^,/tmp/,", "small"]), &["`/tmp/small` leads out of it"]).await;
         std::os::unix::fs::symlink("/etc", folder.path().join("link")).unwrap();
-        check(tar(&["link"]), &["only files and folders"]).await;
-        check(noise(10_000), &["cannot be read"]).await;
+        check("", tar(&["link"]), &["only files and folders"]).await;
+        check("", noise(10_000), &["cannot be read"]).await;
     });
 }
 
