@@ -4,6 +4,7 @@
 
 mod harness;
 mod raw;
+mod registry;
 
 mod backends;
 mod batching;
@@ -19,6 +20,7 @@ mod manifest;
 mod nn;
 mod oip;
 mod outbound;
+mod package;
 mod request;
 mod residency;
 mod signatures;

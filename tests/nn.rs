@@ -187,7 +187,7 @@ fn bytes_are_a_model_where_the_operator_allows_it() {
 }
 
 /// One tensor of each datatype.
-fn tensors() -> Vec<Value> {
+pub(crate) fn tensors() -> Vec<Value> {
     vec![
         tensor("bool", "BOOL", &[3], json!([true, false, true])),
         tensor("uint8", "UINT8", &[2], json!([0, 255])),

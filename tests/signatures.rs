@@ -1,71 +1,14 @@
 //! Signatures against Debian's docker-registry, with openssl and cosign as independent verifiers.
 
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 
-use tenon::artifact::blobs::Blobs;
-use tenon::artifact::oci::{Descriptor, IMAGE_CONFIG, ImageManifest};
-use tenon::artifact::registry::{Options, Registry, Report};
 use tenon::config;
 
-use crate::harness::{eventually, run, tenon};
-
-/// A registry on a port of its own; it ends with this.
-struct Server {
-    child: Child,
-    address: String,
-    folder: tempfile::TempDir,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use crate::harness::{run, tenon};
+use crate::registry::Server;
 
 impl Server {
-    /// `None` where it is not installed and nobody demands it.
-    async fn start() -> Option<Server> {
-        let folder = tempfile::tempdir().unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let address = format!("127.0.0.1:{port}");
-        let settings = serde_json::json!({
-            "version": 0.1,
-            "log": { "level": "error" },
-            "storage": { "filesystem": { "rootdirectory": folder.path().join("data") } },
-            "http": { "addr": address },
-        });
-        std::fs::write(folder.path().join("config.yml"), settings.to_string()).unwrap();
-        let mut command = Command::new("docker-registry");
-        command.arg("serve").arg(folder.path().join("config.yml"));
-        let Ok(child) = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn() else {
-            assert!(!config::demands("registry"), "docker-registry is not installed");
-            eprintln!("skipped: docker-registry is not installed");
-            return None;
-        };
-        let server = Server { child, address, folder };
-        let listens = async || tokio::net::TcpStream::connect(&server.address).await.is_ok();
-        eventually("the registry listens", listens).await;
-        Some(server)
-    }
-
-    /// Pushes an artifact that is nothing but `content`, and answers its reference.
-    async fn push(&self, name: &str, content: &[u8]) -> String {
-        let cache = self.folder.path().join("pushed");
-        let _ = std::fs::create_dir(&cache);
-        let blobs = Blobs::open(&cache, 0).unwrap();
-        let registry = Registry::new(Options::new(&config::Registry::default(), true)).unwrap();
-        let blob = |media_type: &str, bytes: &[u8]| {
-            Descriptor::new(media_type, blobs.put(bytes).unwrap(), bytes.len() as u64)
-        };
-        let layer = blob("application/octet-stream", content);
-        let manifest = ImageManifest::new(blob(IMAGE_CONFIG, b"{}"), vec![layer]);
-        let reference = format!("{}/{name}", self.address);
-        registry.push(&reference.parse().unwrap(), &manifest, &blobs, &Report::none()).await.unwrap();
-        reference
-    }
-
     /// What `tenon` answers under these settings.
     async fn tenon(&self, settings: &str, arguments: &[&str]) -> (bool, String) {
         let settings = format!("{settings}\n[registry]\ninsecure = [\"{}\"]\n", self.address);
