@@ -117,6 +117,7 @@ fn table(inventory: &Inventory, folder: &Path, max_bytes: u64, now: SystemTime) 
             let in_use = match reference.missing {
                 _ if reference.groups.is_empty() => "gone".to_owned(),
                 0 => yes(reference.in_use).to_owned(),
+                1 => format!("{}, 1 blob missing", yes(reference.in_use)),
                 missing => format!("{}, {missing} blobs missing", yes(reference.in_use)),
             };
             let digest = found.manifest.to_string().chars().take("sha256:".len() + 12).collect();
