@@ -14,6 +14,7 @@ mod inference;
 mod load;
 mod peers;
 mod plain;
+mod push;
 
 use load::{Request, Seen};
 
@@ -63,6 +64,11 @@ enum Bench {
         #[command(flatten)]
         setup: peers::Setup,
     },
+    /// From `tenon push` to the first answer of another host, by what was changed, and the bytes that are moved.
+    Push {
+        #[command(flatten)]
+        setup: push::Setup,
+    },
     /// Memory of an idle host, of an idle function and of a graph.
     Memory {
         #[command(flatten)]
@@ -94,6 +100,7 @@ fn main() -> anyhow::Result<()> {
             runtime(1)?.block_on(inference::run(&with, onnxruntime.as_deref(), mobilenet.as_deref()))
         }
         Bench::Peers { with, setup } => peers::run(&with, &setup, &runtime(1)?),
+        Bench::Push { setup } => push::run(&setup, &runtime(1)?),
         Bench::Memory { with } => runtime(1)?.block_on(memory(&with)),
         Bench::Cold { onnxruntime, openvino, minilm } => cold::run(onnxruntime, openvino, minilm),
     }

@@ -51,7 +51,7 @@ pub struct Request {
     /// Of HTTP functions: `GET` without a body and `POST` with one unless said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
-    /// Of HTTP functions: the path below the function's route, with its query; `/` unless said.
+    /// Of HTTP functions: the whole path, with its query; the function's first route unless said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
     /// Of HTTP functions.

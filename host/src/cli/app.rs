@@ -63,6 +63,13 @@ impl AppArgs {
         if layout::is_layout(path) {
             return Ok(From::Layout(path.to_owned()));
         }
+        if path.extension().is_some_and(|ending| ending == "onnx" || ending == "xml") && path.is_file() {
+            bail!(
+                "`{}` is a model, not an app: `tenon up` serves it as it is and `tenon model push` pushes it; \
+                 docs/packaging.md shows the spin.toml that makes an app of it",
+                path.display()
+            );
+        }
         if let Some(found) = manifest::find(path) {
             return Ok(From::Manifest(found));
         }
@@ -333,5 +340,9 @@ fn kept(blobs: &Blobs, reference: &Reference) -> Result<Option<(Digest, Vec<u8>)
 /// An artifact as people are told of it.
 pub fn summary(digest: &Digest, manifest: &ImageManifest) -> String {
     let sum: u64 = manifest.blobs().iter().map(|blob| blob.size).sum();
-    format!("{digest}, {} layers, {}", manifest.layers.len(), bytes(sum))
+    let layers = match manifest.layers.len() {
+        1 => "1 layer".to_owned(),
+        layers => format!("{layers} layers"),
+    };
+    format!("{digest}, {layers}, {}", bytes(sum))
 }

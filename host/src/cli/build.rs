@@ -11,16 +11,16 @@ use tokio::process::Command;
 use super::progress::{Progress, elapsed};
 use crate::artifact::manifest::{self, Build, Component, Manifest};
 
-/// Build the components of an app
+/// Runs the components' build commands.
 #[derive(clap::Args, Debug)]
 pub struct BuildArgs {
-    /// The app manifest, or a folder: spin.toml in it or above it
+    /// The app manifest, or a folder: spin.toml in it or above it.
     #[arg(short = 'f', long = "from", value_name = "PATH", default_value = ".")]
     pub from: PathBuf,
-    /// Only this component; may be repeated
+    /// Only this component; may be repeated.
     #[arg(short = 'c', long = "component-id", value_name = "ID")]
     pub components: Vec<String>,
-    /// The build profile whose commands apply
+    /// The build profile whose commands apply.
     #[arg(long, value_name = "NAME")]
     pub profile: Option<String>,
 }

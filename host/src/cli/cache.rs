@@ -12,7 +12,7 @@ use crate::artifact::cache::inventory::{Inventory, Reference};
 use crate::artifact::cache::{Cache, Evicted, Goal, Verified};
 use crate::config::Config;
 
-/// Show, empty or check the cache that all apps of this host share
+/// Shows, empties or checks the cache that all apps of this host share.
 #[derive(clap::Args, Debug)]
 pub struct CacheArgs {
     #[command(subcommand)]
@@ -21,30 +21,30 @@ pub struct CacheArgs {
 
 #[derive(clap::Subcommand, Debug)]
 enum CacheCommand {
-    /// Show what was pulled or pushed under which reference, and what belongs to none
+    /// Shows what was pulled or pushed under which reference, and what belongs to none
     Ls(LsArgs),
-    /// Remove what no process uses: without options, only what is over the bound (`cache.max_mib`)
+    /// Removes what no process uses: without options, only what is over the bound (`cache.max_mib`)
     Prune(PruneArgs),
-    /// Read everything, and remove and name what is damaged; the exit code is 1 if something was
+    /// Reads everything, and removes and names what is damaged; the exit code is 1 if something was.
     Verify,
 }
 
 #[derive(clap::Args, Debug)]
 struct LsArgs {
-    /// Print JSON
+    /// Prints JSON.
     #[arg(long)]
     json: bool,
 }
 
 #[derive(clap::Args, Debug)]
 struct PruneArgs {
-    /// Remove everything that is not in use
+    /// Removes everything that is not in use.
     #[arg(long, conflicts_with = "older_than")]
     all: bool,
-    /// Remove what was last used longer ago than this: a number and `s`, `m`, `h`, `d` or `w`, such as `7d`
+    /// Removes what was last used longer ago than this: a number and `s`, `m`, `h`, `d` or `w`, such as `7d`
     #[arg(long, value_name = "TIME", value_parser = time)]
     older_than: Option<Duration>,
-    /// Only tell what would be removed
+    /// Only tells what would be removed
     #[arg(long)]
     dry_run: bool,
 }
@@ -117,6 +117,7 @@ fn table(inventory: &Inventory, folder: &Path, max_bytes: u64, now: SystemTime) 
             let in_use = match reference.missing {
                 _ if reference.groups.is_empty() => "gone".to_owned(),
                 0 => yes(reference.in_use).to_owned(),
+                1 => format!("{}, 1 blob missing", yes(reference.in_use)),
                 missing => format!("{}, {missing} blobs missing", yes(reference.in_use)),
             };
             let digest = found.manifest.to_string().chars().take("sha256:".len() + 12).collect();

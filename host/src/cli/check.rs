@@ -60,6 +60,7 @@ struct Row {
 
 /// A sample that was run.
 struct Checked {
+    name: String,
     verdict: Verdict,
     cost: Cost,
     recorded: bool,
@@ -96,6 +97,9 @@ struct Size {
 pub async fn run(args: &CheckArgs, config: Config, progress: &Progress) -> anyhow::Result<()> {
     let sources = Sources::open(&config, &args.app.registry, progress)?;
     let app = load(args, &sources).await?;
+    if args.record && app.image.is_some() {
+        bail!("`{}` is packed, and its samples with it; record in the app's folder", args.app.from);
+    }
     let program = std::env::current_exe().context("cannot find out which program this is")?;
     let logs = tempfile::tempdir().context("cannot make a folder for the functions' output")?;
     // Nor is anything that a sample writes kept.
@@ -122,7 +126,8 @@ pub async fn run(args: &CheckArgs, config: Config, progress: &Progress) -> anyho
             for (name, path) in files.iter().filter(|(name, _)| name.ends_with(".json")) {
                 let outcome = check(args, name, path, &files, function, &bench, &counting).await;
                 let (function, backend) = (function.name.clone(), backends(function));
-                rows.push(Row { function, sample: title(name), backend, outcome });
+                let sample = outcome.as_ref().map_or_else(|_| title(name), |checked| checked.name.clone());
+                rows.push(Row { function, sample, backend, outcome });
             }
         }
     }
@@ -281,7 +286,7 @@ async fn check(
         // The first call of an instance's code may differ: caches of the guest's own do not outlive a call.
         cost.fuel = samples::run(&golden, counted, &snapshot).await.ok().and_then(|ran| ran.usage.fuel);
     }
-    Ok(Checked { verdict: first.verdict, cost, recorded })
+    Ok(Checked { name: golden.name, verdict: first.verdict, cost, recorded })
 }
 
 /// How long a measurement may take, whatever was asked for.
