@@ -258,7 +258,10 @@ impl<'a> Sources<'a> {
     }
 
     /// Brings the models that an app names in registries.
-    async fn models(&self, manifest: &mut Manifest) -> anyhow::Result<Vec<Pulled>> {
+    ///
+    /// # Errors
+    /// Where one cannot be pulled, or is no model.
+    pub async fn models(&self, manifest: &mut Manifest) -> anyhow::Result<Vec<Pulled>> {
         let mut pulled = Vec::new();
         let mut files = BTreeMap::new();
         for (text, encodings) in modelpack::references(manifest) {

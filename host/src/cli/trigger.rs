@@ -18,6 +18,7 @@ use anyhow::{Context as _, bail};
 use clap::{Args, Command};
 use serde_json::json;
 
+use super::app::{RegistryArgs, Sources};
 use super::progress::Progress;
 use super::up::Place;
 use super::{up, variables};
@@ -188,7 +189,11 @@ async fn serve(
     Policy::load(&config.signatures)?.admit_local(&name)?;
     let types = locked_app(&handover.locked_url)?.triggers.into_iter().map(|trigger| trigger.trigger_type);
     settle(&mut config, &args, types.filter(|kind| kind != TYPE).collect())?;
-    let app = app(&args, &config, handover, &name)?;
+    let mut app = app(&args, &config, handover, &name)?;
+    let settings = config.clone();
+    let sources = Sources::open(&settings, &RegistryArgs { plain_http: false }, progress)?;
+    // Kept in the cache as long as this serves.
+    let _models = sources.models(&mut app.manifest).await?;
     for warning in app.manifest.warnings.iter().chain(&app.files.warnings) {
         progress.warn(warning);
     }
