@@ -137,6 +137,12 @@ fn what_cannot_be_honoured_is_refused_by_name() {
         alone.env_remove("SPIN_LOCKED_URL");
         check(alone, "SPIN_LOCKED_URL").await;
         check(Spin::new(Some("http")).up(&[]), "--tenon-listen").await;
+        let away = Spin::new(None);
+        let reference = format!("127.0.0.1:1/m@sha256:{}", "a".repeat(64));
+        let mut manifest = std::fs::read_to_string(away.path("spin.toml")).unwrap();
+        manifest += &format!("[component.p2.tool.tenon.models]\nm = {{ reference = \"{reference}\" }}\n");
+        std::fs::write(away.path("spin.toml"), manifest).unwrap();
+        check(away.up(&[]), &format!("model `{reference}`")).await;
         let settings = "[signatures]\nlocal_apps = false\n[listen]\nadmin = \"off\"";
         std::fs::write(spin.path("host.toml"), settings).unwrap();
         let mut strict = Command::new(&spin.plugin);

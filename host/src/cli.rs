@@ -96,7 +96,7 @@ pub fn run() -> ExitCode {
     let cli = Cli::parse_from(trigger::arguments());
     let trouble = if matches!(cli.command, Command::Diff(_)) { diff::TROUBLE } else { 1 };
     execute(cli).unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+        eprintln!("error: {}", progress::harmless(&format_args!("{error:#}")));
         ExitCode::from(trouble)
     })
 }

@@ -61,6 +61,11 @@ pub enum ArchiveError {
     Blob(#[from] BlobError),
 }
 
+/// Bytes of all files together.
+pub(super) fn size(entries: &[Entry]) -> u64 {
+    entries.iter().fold(0, |sum, entry| sum.saturating_add(entry.size))
+}
+
 /// Lists the files of the archive at `path`, which may unpack to at most `max_bytes`.
 ///
 /// # Errors

@@ -134,8 +134,8 @@ fn kind(media_type: &str) -> Option<&str> {
     rest?.strip_prefix('.')
 }
 
-/// Finds the model of this encoding among the layers of `manifest`, which are there. An archive among them may unpack
-/// to at most `max_unpacked_bytes`.
+/// Finds the model of this encoding among the layers of `manifest`, which are there. Archives among them may
+/// unpack to at most `max_unpacked_bytes` together.
 ///
 /// # Errors
 /// Where the artifact is not a model, not whole, or has no such model or several.
@@ -146,6 +146,7 @@ pub fn unpack(
     max_unpacked_bytes: u64,
 ) -> Result<ModelFiles, ModelPackError> {
     let mut files: BTreeMap<String, Digest> = BTreeMap::new();
+    let mut left = max_unpacked_bytes;
     for layer in layers(manifest)? {
         let path = blobs.get(&layer.digest)?.ok_or(ModelPackError::Missing(layer.digest))?;
         let found = path.metadata().map_or(0, |metadata| metadata.len());
@@ -167,9 +168,10 @@ pub fn unpack(
             }
         };
         let failed = |source| ModelPackError::Archive { digest: layer.digest, source };
-        let entries = archive::list(&path, compression, max_unpacked_bytes).map_err(failed)?;
+        let entries = archive::list(&path, compression, left).map_err(failed)?;
         let is_model = |entry: &Entry| [".onnx", ".xml", ".bin"].iter().any(|end| entry.path.ends_with(end));
-        archive::keep(&path, compression, max_unpacked_bytes, &entries, &is_model, blobs).map_err(failed)?;
+        archive::keep(&path, compression, left, &entries, &is_model, blobs).map_err(failed)?;
+        left = left.saturating_sub(archive::size(&entries));
         files.extend(entries.into_iter().map(|entry| (entry.path, entry.digest)));
     }
     choose(&files, encoding, blobs)
@@ -379,6 +381,11 @@ mod tests {
         check(
             &[("weight.v1.tar", "a", &archive(&[("a.onnx", &[0; 2 << 20])]))],
             "it unpacks to more than 1 MiB",
+        );
+        let half = |name: &str| archive(&[(name, &[0; 600 << 10])]);
+        check(
+            &[("weight.v1.tar", "a", &half("a.onnx")), ("weight.v1.tar", "b", &half("b.md"))],
+            "it unpacks to more than",
         );
         let mut manifest = made(&blobs, &[("weight.v1.raw", "a.xml", b"x")]);
         let error = |manifest: &ImageManifest| {

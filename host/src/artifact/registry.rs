@@ -33,7 +33,7 @@ use super::oci::{Descriptor, Digest, INDEX, ImageManifest, MANIFEST, MAX_MANIFES
 use super::reference::Reference;
 use crate::config::{self, CredentialFiles};
 pub use credentials::CredentialError;
-pub use error::{RegistryError, printable};
+pub use error::{RegistryError, is_harmless, printable};
 pub use report::{Layer, Report, What};
 
 /// The kinds of manifest that are asked for: those that are read, and those that can at least be told from them.
@@ -354,6 +354,42 @@ impl Registry {
         sources: &[Reference],
         report: &Report,
     ) -> Result<Moved, RegistryError> {
+        self.push_bytes(reference, manifest, &manifest.bytes(), from, sources, report).await
+    }
+
+    /// As [`Registry::push`], of the artifact whose manifest is in `from` under `digest`. It keeps that digest, whoever
+    /// wrote the manifest.
+    ///
+    /// # Errors
+    /// As [`Registry::push`], and where the manifest is not there or none that is taken.
+    pub async fn push_stored(
+        &self,
+        reference: &Reference,
+        digest: Digest,
+        from: &Blobs,
+        report: &Report,
+    ) -> Result<Moved, RegistryError> {
+        let store = from.clone();
+        let bytes = blocking(move || store.read(&digest, MAX_MANIFEST_BYTES)).await?;
+        let bytes =
+            bytes.ok_or_else(|| RegistryError::NotHere { layer: format!("the manifest {digest}") })?;
+        let manifest = parse(reference, &bytes)?;
+        let held = manifest.blobs().into_iter().map(|blob| blob.digest).collect::<Vec<_>>();
+        let store = from.clone();
+        // The last of them is looked for only when the others are up.
+        let _hold = blocking(move || store.hold(held)).await?;
+        self.push_bytes(reference, &manifest, &bytes, from, &[], report).await
+    }
+
+    async fn push_bytes(
+        &self,
+        reference: &Reference,
+        manifest: &ImageManifest,
+        bytes: &[u8],
+        from: &Blobs,
+        sources: &[Reference],
+        report: &Report,
+    ) -> Result<Moved, RegistryError> {
         let blobs: Vec<Descriptor> = manifest.blobs().into_iter().cloned().collect();
         self.check_size(reference, &blobs)?;
         let is_source = |source: &&Reference| {
@@ -368,7 +404,7 @@ impl Registry {
         };
         let moved = self.each(&blobs, upload).await?;
         let media_type = manifest.media_type.as_deref().unwrap_or(MANIFEST);
-        self.put_manifest(reference, media_type, &manifest.bytes()).await?;
+        self.put_manifest(reference, media_type, bytes).await?;
         Ok(moved)
     }
 

@@ -36,7 +36,7 @@ pub struct Options<'a> {
     pub environment: &'a dyn Fn(&str) -> Option<String>,
     /// Whether a required variable without a value is an error.
     pub values_required: bool,
-    /// The most that one archive may unpack to, in bytes.
+    /// The most that the image's archives may unpack to together, in bytes.
     pub max_unpacked_bytes: u64,
 }
 
@@ -355,13 +355,13 @@ impl Image<'_> {
             return Ok(());
         }
         let mut archived = BTreeSet::new();
-        let max_bytes = self.options.max_unpacked_bytes;
+        let mut left = self.options.max_unpacked_bytes;
         for layer in self.layers.iter().filter(|layer| layer.media_type == locked::BUNDLE) {
             let path = self.blobs.get(&layer.digest)?.ok_or_else(|| missing("an archive", layer.digest))?;
             let failed = |source| UnpackError::Archive { digest: layer.digest, source };
-            let entries = archive::list(&path, Compression::Gzip, max_bytes).map_err(failed)?;
-            archive::keep(&path, Compression::Gzip, max_bytes, &entries, &|_| true, self.blobs)
-                .map_err(failed)?;
+            let entries = archive::list(&path, Compression::Gzip, left).map_err(failed)?;
+            archive::keep(&path, Compression::Gzip, left, &entries, &|_| true, self.blobs).map_err(failed)?;
+            left = left.saturating_sub(archive::size(&entries));
             archived.extend(entries.into_iter().map(|entry| entry.digest));
         }
         self.archived = Some(archived);

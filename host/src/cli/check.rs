@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use clap::Args;
 
-use super::app::{App, AppArgs, Sources};
+use super::app::{App, AppArgs, From, Sources};
 use super::progress::Progress;
 use crate::artifact::manifest::{Files, Manifest};
 use crate::artifact::sample;
@@ -146,6 +146,9 @@ fn without_stores(config: &Config) -> Config {
 
 async fn load(args: &CheckArgs, sources: &Sources<'_>) -> anyhow::Result<App> {
     sources.admit_local(&args.app)?;
+    if args.record && !matches!(args.app.source()?, From::Manifest(_)) {
+        bail!("`{}` is packed and does not change; record its samples where its spin.toml is", args.app.from);
+    }
     let mut app = sources.app(&args.app, args.build, true).await?;
     let manifest = &mut app.manifest;
     for id in &args.components {
@@ -295,4 +298,36 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// Whether a measurement that began then has taken long enough.
 fn is_long(started: Instant) -> bool {
     started.elapsed() > LONGEST
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: CheckArgs,
+    }
+
+    #[tokio::test]
+    async fn samples_of_a_packed_app_are_not_recorded() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = folder.path().join("packed");
+        std::fs::create_dir(&layout).unwrap();
+        std::fs::write(layout.join("oci-layout"), "{}").unwrap();
+        let mut config = Config::default();
+        config.cache.dir = Some(folder.path().join("cache"));
+        let progress = Progress::stderr(true);
+        let check = async |from: &str| {
+            let args = Line::parse_from(["check", "--record", "-f", from]).args;
+            let sources = Sources::open(&config, &args.app.registry, &progress).unwrap();
+            let error = load(&args, &sources).await.err().expect("there is nothing to record");
+            assert!(error.to_string().contains("is packed and does not change"), "{error:#}");
+        };
+        check(&layout.display().to_string()).await;
+        check("registry.example/acme/digits:1").await;
+    }
 }

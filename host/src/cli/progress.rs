@@ -5,6 +5,8 @@ use std::io::{IsTerminal as _, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::artifact::registry::is_harmless;
+
 /// The column in which verbs end.
 const VERB_WIDTH: usize = 12;
 const GREEN: &str = "\x1b[1;32m";
@@ -65,18 +67,18 @@ impl Progress {
 
     /// A line that takes no time, or whose own output follows: `say("Building", "digits: cargo build")`.
     pub fn say(&self, verb: &str, text: impl Display) {
-        self.print(&format!("{} {text}\n", self.verb(verb, GREEN)));
+        self.print(&format!("{} {}\n", self.verb(verb, GREEN), harmless(&text)));
     }
 
     /// Something that is not as it should be, but stops nothing.
     pub fn warn(&self, text: impl Display) {
-        self.print(&format!("{} {text}\n", self.verb("Warning", YELLOW)));
+        self.print(&format!("{} {}\n", self.verb("Warning", YELLOW), harmless(&text)));
     }
 
     /// Begins a step that prints nothing itself. A terminal shows it at once, a file when it is done.
     #[must_use = "a step that is dropped has failed"]
     pub fn step(&self, verb: &str, text: impl Display) -> Step<'_> {
-        let line = format!("{} {text}", self.verb(verb, GREEN));
+        let line = format!("{} {}", self.verb(verb, GREEN), harmless(&text));
         if self.is_live {
             self.print(&line);
         }
@@ -110,6 +112,12 @@ impl Progress {
     fn lock(&self) -> std::sync::MutexGuard<'_, Out> {
         self.out.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A text that may be out of an artifact or from a guest, as a terminal may show it: nothing in it moves the cursor.
+pub fn harmless(text: &impl Display) -> String {
+    let text = text.to_string();
+    text.chars().map(|c| if matches!(c, '\n' | '\t') || is_harmless(c) { c } else { '?' }).collect()
 }
 
 /// A step in hand.

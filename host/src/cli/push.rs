@@ -73,7 +73,7 @@ pub(super) async fn send(
     let registry = sources.registry().await?;
     let transfer = Transfer::new(sources.progress, Way::Push);
     let blobs = sources.cache.blobs();
-    let moved = registry.push(reference, &packed.manifest, &blobs, &transfer.report()).await?;
+    let moved = registry.push_stored(reference, packed.digest, &blobs, &transfer.report()).await?;
     transfer.done(reference, &moved);
     let (digest, text) = (packed.digest, reference.to_string());
     tokio::task::spawn_blocking(move || blobs.remember(&text, &digest))

@@ -148,7 +148,7 @@ pub fn printable(text: &str, limit: usize) -> String {
 }
 
 /// Neither a control character nor one that turns the direction of text.
-fn is_harmless(c: char) -> bool {
+pub fn is_harmless(c: char) -> bool {
     !c.is_control()
         && !matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }

@@ -571,6 +571,18 @@ fn hostile_archives_are_refused() {
 }
 
 #[test]
+fn archives_share_what_they_may_unpack_to() {
+    let (mut bench, wasm) = bench(&[]);
+    let (one, other) = (vec![b'x'; 600_000], vec![b'y'; 600_000]);
+    for bytes in [&one, &other] {
+        bench.layer(locked::BUNDLE, &archive(&[(tar::EntryType::Regular, "a", bytes.as_slice())]));
+    }
+    let file = json!([{"digest": Digest::of(&one), "path": "a.txt"}]);
+    let error = bench.spin(&app_of(wasm, &json!({"files": file}))).unwrap_err().to_string();
+    assert!(error.contains("it unpacks to more than"), "{error}");
+}
+
+#[test]
 fn no_mutation_of_an_app_panics_or_leaves_the_cache() {
     let bench = Bench::new();
     let dir = bench.dir.path().join("app");

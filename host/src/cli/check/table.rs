@@ -5,7 +5,12 @@ use std::fmt::Write as _;
 use serde_json::json;
 
 use super::{Row, Size};
+use crate::artifact::registry::printable;
 use crate::samples::Verdict;
+
+/// How much is shown of what an artifact calls a sample, and of why it did not pass.
+const CELL_CHARS: usize = 100;
+const REASON_CHARS: usize = 4000;
 
 /// For people: the samples, why some did not pass, and the sizes.
 pub(super) fn text(rows: &[Row], sizes: &[Size]) -> String {
@@ -21,7 +26,8 @@ pub(super) fn text(rows: &[Row], sizes: &[Size]) -> String {
     for row in rows {
         if let Some(reason) = reason(row) {
             let on = if row.backend.is_empty() { String::new() } else { format!(" on {}", row.backend) };
-            let _ = writeln!(text, "\n{} {}{on}: {reason}", row.function, row.sample);
+            let (sample, reason) = (printable(&row.sample, CELL_CHARS), printable(&reason, REASON_CHARS));
+            let _ = writeln!(text, "\n{} {sample}{on}: {reason}", row.function);
         }
     }
     let mut table = vec![
@@ -56,7 +62,7 @@ fn cells(row: &Row) -> [String; 8] {
     };
     [
         row.function.clone(),
-        row.sample.clone(),
+        printable(&row.sample, CELL_CHARS),
         row.backend.clone(),
         word(row).to_owned(),
         took,
@@ -141,4 +147,22 @@ pub(super) fn json(rows: &[Row], sizes: &[Size]) -> String {
         })
     };
     json!({ "samples": rows.iter().map(row).collect::<Vec<_>>(), "sizes_bytes": sizes }).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_artifact_says_does_not_reach_the_terminal_as_it_is() {
+        let row = |sample: &str, reason: &str| Row {
+            function: "a/b".to_owned(),
+            sample: sample.to_owned(),
+            backend: String::new(),
+            outcome: Err(reason.to_owned()),
+        };
+        let shown = text(&[row("x\na/b passed", "\u{1b}[2Jwhat\nerror: none"), row("y", "z")], &[]);
+        assert!(shown.contains("\na/b x a/b passed: ?[2Jwhat error: none\n"), "{shown}");
+        assert!(!shown.contains('\u{1b}'), "{shown}");
+    }
 }

@@ -47,6 +47,22 @@ async fn only_what_a_registry_lacks_is_sent() {
 }
 
 #[tokio::test]
+async fn a_manifest_that_others_wrote_keeps_its_digest() {
+    let bench = Bench::new();
+    let manifest = packed(&bench, &[&noise(1000, 1)]).await;
+    let mut other = serde_json::to_value(&manifest).unwrap();
+    other["layers"][0]["urls"] = serde_json::json!(["https://elsewhere.example"]);
+    let bytes = format!("{other:#}").into_bytes();
+    let digest = bench.blobs().put(&bytes).unwrap();
+    let server = Server::honest().await;
+    let (registry, to) = (bench.registry(), server.reference("new"));
+    registry.push_stored(&to, digest, &bench.blobs(), &Report::none()).await.unwrap();
+    assert_eq!(server.shelf.manifests.lock().unwrap()["new"], bytes);
+    let gone = registry.push_stored(&to, Digest::of(b"gone"), &bench.blobs(), &Report::none()).await;
+    assert_says(gone.unwrap_err(), &["the manifest sha256:", "is not in the cache"]);
+}
+
+#[tokio::test]
 async fn what_another_repository_has_is_mounted() {
     let layer = noise(1000, 1);
     let bench = Bench::new();
