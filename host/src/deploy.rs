@@ -214,7 +214,7 @@ impl Deployer {
             Source::Path(_) | Source::Url { .. } => Some(self.code(name, component, report).await?),
         };
         let (granted, models) = self.models(app, component, report).await?;
-        let files = self.mount(component, files)?;
+        let files = self.mount(component, files).await?;
         let grants = Grants {
             environment: component.environment.clone().into_iter().collect(),
             variables: component.variables.clone(),
@@ -339,14 +339,20 @@ impl Deployer {
         }
     }
 
-    fn mount(&self, component: &Component, files: &Files) -> Result<Option<tempfile::TempDir>, DeployError> {
+    async fn mount(
+        &self,
+        component: &Component,
+        files: &Files,
+    ) -> Result<Option<tempfile::TempDir>, DeployError> {
         let mounts = files.mounts.get(&component.id).map(Vec::as_slice).unwrap_or_default();
         if mounts.is_empty() {
             return Ok(None);
         }
         let mounts: Vec<_> =
             mounts.iter().map(|mount| (mount.source.clone(), mount.destination.clone())).collect();
-        self.intake.cache.mount(&mounts).map(Some).map_err(DeployError::Files)
+        let cache = self.intake.cache.clone();
+        let mounted = tokio::task::spawn_blocking(move || cache.mount(&mounts)).await;
+        mounted.expect("mounting does not panic").map(Some).map_err(DeployError::Files)
     }
 
     async fn key_value_stores(

@@ -13,6 +13,7 @@ use crate::artifact::sample::{Response, Sample, SampleError};
 use crate::function::{Function, Snapshot};
 use crate::instance::{CallError, Deadline};
 use crate::nn::Usage;
+use crate::tensor::compare::Tolerance;
 
 mod http;
 mod json;
@@ -103,10 +104,12 @@ impl Golden {
             let Ok(actual) = serde_json::from_slice(body) else {
                 return Ok(Verdict::Failed("the answer is not JSON".to_owned()));
             };
-            return Ok(match json::compare(json, &actual, self.tolerance(None)) {
-                Ok(largest) => Verdict::Passed(largest),
-                Err(difference) => Verdict::Failed(difference),
-            });
+            return Ok(
+                match json::compare(json, &actual, self.tolerance(None, false), self.tolerance(None, true)) {
+                    Ok(largest) => Verdict::Passed(largest),
+                    Err(difference) => Verdict::Failed(difference),
+                },
+            );
         }
         let expected = match (&expected.body, &expected.body_file) {
             (Some(text), _) => Bytes::copy_from_slice(text.as_bytes()),
@@ -124,8 +127,9 @@ impl Golden {
         })
     }
 
-    fn tolerance(&self, output: Option<&str>) -> crate::tensor::compare::Tolerance {
-        let usual = crate::tensor::compare::Tolerance::USUAL;
+    /// What numbers may differ by; `whole` ones not at all unless the author says so.
+    fn tolerance(&self, output: Option<&str>, whole: bool) -> Tolerance {
+        let usual = if whole { Tolerance::EXACT } else { Tolerance::USUAL };
         let all = &self.sample.tolerance;
         let own = output.and_then(|output| all.outputs.get(output));
         let (absolute, relative) = match own {
@@ -135,10 +139,9 @@ impl Golden {
         // Who says one of the two means the other to be nothing.
         match (absolute, relative) {
             (None, None) => usual,
-            (absolute, relative) => crate::tensor::compare::Tolerance {
-                absolute: absolute.unwrap_or(0.0),
-                relative: relative.unwrap_or(0.0),
-            },
+            (absolute, relative) => {
+                Tolerance { absolute: absolute.unwrap_or(0.0), relative: relative.unwrap_or(0.0) }
+            }
         }
     }
 }

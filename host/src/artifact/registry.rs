@@ -57,6 +57,8 @@ pub struct Options {
     settings: config::Registry,
     credentials: CredentialFiles,
     plain_http: bool,
+    /// The registries that a command itself names.
+    named: Vec<String>,
     /// The first wait before something is tried again; each further one is twice as long.
     backoff: Duration,
 }
@@ -68,8 +70,15 @@ impl Options {
             settings: settings.clone(),
             credentials: CredentialFiles::find(),
             plain_http,
+            named: Vec::new(),
             backoff: Duration::from_millis(500),
         }
+    }
+
+    /// Names a registry for which plain HTTP is meant where it was asked for. Registries of this machine need not be
+    /// named; others, which only a manifest knows, are not to get credentials in the clear.
+    pub fn name(&mut self, reference: &Reference) {
+        self.named.push(reference.registry().to_owned());
     }
 
     fn stall(&self) -> Duration {

@@ -39,7 +39,7 @@ pub struct AppArgs {
 /// How registries are spoken to.
 #[derive(Args, Clone, Debug)]
 pub struct RegistryArgs {
-    /// Speaks plain HTTP to registries, in place of HTTPS.
+    /// Speaks plain HTTP, in place of HTTPS, to the registries that the command names and to those of this machine.
     #[arg(short = 'k', long = "plain-http", alias = "insecure")]
     pub plain_http: bool,
 }
@@ -86,6 +86,14 @@ impl AppArgs {
         }
     }
 
+    /// The reference that the arguments name, if it is one.
+    pub fn reference(&self) -> Option<Reference> {
+        match self.source() {
+            Ok(From::Registry(reference)) => Some(reference),
+            Ok(From::Manifest(_) | From::Layout(_)) | Err(_) => None,
+        }
+    }
+
     /// The manifest of a local app.
     ///
     /// # Errors
@@ -119,8 +127,10 @@ pub struct Sources<'a> {
     pub config: &'a Config,
     pub cache: Cache,
     pub progress: &'a Progress,
-    plain_http: bool,
+    options: registry::Options,
     registry: OnceCell<Registry>,
+    /// Keeps in the cache whatever a command brought there or found, to its end.
+    blobs: Blobs,
 }
 
 impl<'a> Sources<'a> {
@@ -132,7 +142,21 @@ impl<'a> Sources<'a> {
         progress: &'a Progress,
     ) -> anyhow::Result<Sources<'a>> {
         let cache = Cache::bounded(&config.cache_dir()?, config.cache.max_bytes())?;
-        Ok(Sources { config, cache, progress, plain_http: args.plain_http, registry: OnceCell::new() })
+        let options = registry::Options::new(&config.registry, args.plain_http);
+        let blobs = cache.blobs();
+        Ok(Sources { config, cache, progress, options, registry: OnceCell::new(), blobs })
+    }
+
+    /// Names registries that the command is about.
+    #[must_use]
+    pub fn naming<'r>(mut self, references: impl IntoIterator<Item = &'r Reference>) -> Self {
+        references.into_iter().for_each(|reference| self.options.name(reference));
+        self
+    }
+
+    /// The way to the blobs. What goes through it stays in the cache until the command ends.
+    pub fn blobs(&self) -> Blobs {
+        self.blobs.clone()
     }
 
     /// The client of registries, made when it is first needed.
@@ -140,9 +164,7 @@ impl<'a> Sources<'a> {
     /// # Errors
     /// Where the operator's authorities cannot be read.
     pub async fn registry(&self) -> anyhow::Result<&Registry> {
-        let made = self.registry.get_or_try_init(async || {
-            Registry::new(registry::Options::new(&self.config.registry, self.plain_http))
-        });
+        let made = self.registry.get_or_try_init(async || Registry::new(self.options.clone()));
         Ok(made.await?)
     }
 
@@ -160,7 +182,7 @@ impl<'a> Sources<'a> {
                 self.local(manifest).await
             }
             From::Layout(folder) => {
-                let blobs = self.cache.blobs();
+                let blobs = self.blobs();
                 let limit = self.config.registry.max_artifact_mib;
                 let name = folder.display().to_string();
                 let read = move || layout::read(&folder, None, limit, &blobs);
@@ -195,7 +217,7 @@ impl<'a> Sources<'a> {
         if args.profile.is_some() {
             bail!("`{name}` is packed: its profile was chosen then; leave `--profile` out");
         }
-        let (blobs, layers, name) = (self.cache.blobs(), image.manifest.clone(), name.to_owned());
+        let (blobs, layers, name) = (self.blobs(), image.manifest.clone(), name.to_owned());
         let (variables, max_unpacked_bytes) = (args.variables()?, self.max_unpacked_bytes());
         let app = tokio::task::spawn_blocking(move || {
             let environment = &config::variable;
@@ -227,7 +249,7 @@ impl<'a> Sources<'a> {
         let registry = self.registry().await?;
         let (digest, bytes) = self.manifest(reference).await?;
         let policy = Policy::load(&self.config.signatures)?;
-        let blobs = self.cache.blobs();
+        let blobs = self.blobs();
         let key = signature::transfer::verified(Some(registry), &blobs, reference, digest, &policy).await?;
         if let Some(key) = key {
             self.progress.say("Verified", format!("{} is signed by `{}`", reference.at(digest), key.name));
@@ -247,7 +269,7 @@ impl<'a> Sources<'a> {
     /// The manifest that a reference leads to. One that is named by its digest does not change, so that the registry
     /// is not asked for it again; and where the registry cannot be reached, what a tag led to last has to do.
     async fn manifest(&self, reference: &Reference) -> anyhow::Result<(Digest, Vec<u8>)> {
-        let (blobs, name) = (self.cache.blobs(), reference.clone());
+        let (blobs, name) = (self.blobs(), reference.clone());
         let kept =
             tokio::task::spawn_blocking(move || kept(&blobs, &name)).await.context("reading failed")??;
         if let (Some(_), Some(kept)) = (reference.digest(), &kept) {
@@ -264,7 +286,7 @@ impl<'a> Sources<'a> {
     }
 
     async fn fetch(&self, reference: &Reference, manifest: &[u8]) -> anyhow::Result<Pulled> {
-        let (registry, blobs) = (self.registry().await?, self.cache.blobs());
+        let (registry, blobs) = (self.registry().await?, self.blobs());
         let transfer = Transfer::new(self.progress, Way::Pull);
         let pulled = registry.pull_manifest(reference, manifest, &blobs, &transfer.report()).await?;
         transfer.done(reference, &pulled.moved);
@@ -297,7 +319,7 @@ impl<'a> Sources<'a> {
             let image = self.pull_unverified(&reference).await.with_context(|| format!("model `{text}`"))?;
             for encoding in encodings {
                 let (blobs, layers, limit) =
-                    (self.cache.blobs(), image.manifest.clone(), self.max_unpacked_bytes());
+                    (self.blobs(), image.manifest.clone(), self.max_unpacked_bytes());
                 let found =
                     tokio::task::spawn_blocking(move || modelpack::unpack(&layers, encoding, &blobs, limit));
                 let found = found.await.context("unpacking failed")?;
@@ -317,7 +339,7 @@ impl<'a> Sources<'a> {
         for component in &manifest.components {
             if let Source::Url { .. } = component.source {
                 let fetched = fetch::component(&component.source).await?;
-                let blobs = self.cache.blobs();
+                let blobs = self.blobs();
                 tokio::task::spawn_blocking(move || blobs.put(&fetched.wasm))
                     .await
                     .context("keeping failed")??;

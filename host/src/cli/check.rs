@@ -1,6 +1,6 @@
 //! `tenon check`: runs an app's golden samples, on any backend, and shows what its functions cost.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use clap::Args;
 use super::app::{App, AppArgs, From, Sources};
 use super::progress::Progress;
 use crate::artifact::manifest::{Files, Manifest};
-use crate::artifact::sample;
+use crate::artifact::sample::{self, Sample};
 use crate::config::{BACKENDS, Config};
 use crate::deploy::Deployer;
 use crate::function::{Function, Snapshot};
@@ -95,7 +95,7 @@ struct Size {
 /// # Errors
 /// Where the app cannot be deployed, or a sample does not pass.
 pub async fn run(args: &CheckArgs, config: Config, progress: &Progress) -> anyhow::Result<()> {
-    let sources = Sources::open(&config, &args.app.registry, progress)?;
+    let sources = Sources::open(&config, &args.app.registry, progress)?.naming(&args.app.reference());
     let app = load(args, &sources).await?;
     if args.record && app.image.is_some() {
         bail!("`{}` is packed, and its samples with it; record in the app's folder", args.app.from);
@@ -116,14 +116,28 @@ pub async fn run(args: &CheckArgs, config: Config, progress: &Progress) -> anyho
         let manifest = on_backend(&app.manifest, backend);
         let step =
             progress.step("Deploying", backend.map_or("the app".to_owned(), |name| format!("on {name}")));
-        let bench = Bench::of(&manifest, &app.files, &config, around(), false).await?;
-        let counting = Bench::of(&manifest, &app.files, &config, around(), true).await?;
+        let deployed = async {
+            let bench = Bench::of(&manifest, &app.files, &config, around(), false).await?;
+            anyhow::Ok((bench, Bench::of(&manifest, &app.files, &config, around(), true).await?))
+        };
+        let (bench, counting) = match (deployed.await, backend) {
+            (Ok(deployed), _) => deployed,
+            // What other backends answered is not lost over one that is not there.
+            (Err(error), Some(backend)) => {
+                drop(step);
+                let (function, backend) = (manifest.name.clone(), backend.to_owned());
+                let outcome = Err(format!("{error:#}"));
+                rows.push(Row { function, sample: "-".to_owned(), backend, outcome });
+                continue;
+            }
+            (Err(error), None) => return Err(error),
+        };
         step.done();
         for function in &bench.snapshot().functions {
             let Some(id) = wanted(args, &manifest, function) else { continue };
             sizes.push(size(function));
             let files = app.files.samples.get(id).cloned().unwrap_or_default();
-            for (name, path) in files.iter().filter(|(name, _)| name.ends_with(".json")) {
+            for (name, path) in samples_among(&files) {
                 let outcome = check(args, name, path, &files, function, &bench, &counting).await;
                 let (function, backend) = (function.name.clone(), backends(function));
                 let sample = outcome.as_ref().map_or_else(|_| title(name), |checked| checked.name.clone());
@@ -183,6 +197,25 @@ fn report(args: &CheckArgs, rows: &[Row], sizes: &[Size]) -> anyhow::Result<()> 
         0 => Ok(()),
         failed => bail!("{failed} of {} samples did not pass", rows.len()),
     }
+}
+
+/// The files that are samples: JSON that no other sample names as a body.
+fn samples_among(files: &BTreeMap<String, PathBuf>) -> Vec<(&String, &PathBuf)> {
+    let documents: Vec<_> = files.iter().filter(|(name, _)| name.ends_with(".json")).collect();
+    let bodies: BTreeSet<String> = documents
+        .iter()
+        .filter_map(|(name, path)| Some((name, Sample::parse(&sample::read(path).ok()?).ok()?)))
+        .flat_map(|(name, sample)| {
+            sample.files().into_iter().map(|file| beside(name, file)).collect::<Vec<_>>()
+        })
+        .collect();
+    documents.into_iter().filter(|(name, _)| !bodies.contains(*name)).collect()
+}
+
+/// The name of a file beside a sample.
+fn beside(sample: &str, file: &str) -> String {
+    let folder = sample.rsplit_once('/').map_or(String::new(), |(folder, _)| format!("{folder}/"));
+    format!("{folder}{}", file.trim_start_matches("./"))
 }
 
 /// The same app with every model on one backend.
@@ -264,19 +297,18 @@ async fn check(
     counting: &Bench,
 ) -> Result<Checked, String> {
     let bytes = sample::read(path).map_err(|error| error.to_string())?;
-    let beside = |file: &str| {
-        let folder = name.rsplit_once('/').map_or(String::new(), |(folder, _)| format!("{folder}/"));
-        let named = files.get(&format!("{folder}{}", file.trim_start_matches("./")))?;
+    let read = |file: &str| {
+        let named = files.get(&beside(name, file))?;
         sample::read(named).ok().map(Bytes::from)
     };
-    let golden = Golden::read(&title(name), &bytes, &beside).map_err(|error| error.to_string())?;
+    let golden = Golden::read(&title(name), &bytes, &read).map_err(|error| error.to_string())?;
     let snapshot = bench.snapshot();
     // The first may load the model, and is not measured.
     let first = samples::run(&golden, function, &snapshot).await.map_err(|error| error.to_string())?;
     let recorded = args.record && first.verdict == Verdict::NothingExpected;
     if recorded {
         let response = first.response.map_err(|error| error.to_string())?;
-        let sample = sample::Sample { response: Some(response), ..golden.sample.clone() };
+        let sample = Sample { response: Some(response), ..golden.sample.clone() };
         let mut text = serde_json::to_string_pretty(&sample).map_err(|error| error.to_string())?;
         text.push('\n');
         std::fs::write(path, text).map_err(|error| format!("cannot write `{}`: {error}", path.display()))?;

@@ -18,6 +18,7 @@ use crate::artifact::difference::{App, Aspect, DescribeError, Difference, Facts,
 use crate::artifact::layout;
 use crate::artifact::manifest::{self, Manifest};
 use crate::artifact::oci::Digest;
+use crate::artifact::reference::Reference;
 use crate::artifact::unpack::{self, Unpacked, unpack};
 use crate::config::Config;
 
@@ -52,7 +53,9 @@ pub async fn run(args: &DiffArgs, config: &Config, progress: &Progress) -> anyho
 
 /// Prints what differs; answers whether anything does.
 async fn compare(args: &DiffArgs, config: &Config, progress: &Progress) -> anyhow::Result<bool> {
-    let sources = Sources::open(config, &args.registry, progress)?;
+    let named: Vec<Reference> =
+        [&args.before, &args.after].iter().filter_map(|app| app.parse().ok()).collect();
+    let sources = Sources::open(config, &args.registry, progress)?.naming(&named);
     let before = facts(&args.before, args, &sources).await?;
     let after = facts(&args.after, args, &sources).await?;
     let found = differences(&before, &after);
@@ -80,14 +83,14 @@ async fn facts(what: &str, args: &DiffArgs, sources: &Sources<'_>) -> anyhow::Re
     let image = match named.source()? {
         From::Manifest(path) => return local(&path),
         From::Layout(folder) => {
-            let (blobs, limit) = (sources.cache.blobs(), sources.config.registry.max_artifact_mib);
+            let (blobs, limit) = (sources.blobs(), sources.config.registry.max_artifact_mib);
             let read = move || layout::read(&folder, None, limit, &blobs);
             tokio::task::spawn_blocking(read).await.context("reading the layout failed")??
         }
         // Nothing of it is run, so nobody needs to have signed it.
         From::Registry(reference) => sources.pull_unverified(&reference).await?,
     };
-    let (blobs, name) = (sources.cache.blobs(), what.to_owned());
+    let (blobs, name) = (sources.blobs(), what.to_owned());
     let max_unpacked_bytes = sources.config.registry.max_artifact_mib << 20;
     let described = move || {
         let options = unpack::Options {

@@ -65,7 +65,7 @@ pub async fn run(args: &ModelArgs, config: Config, progress: &Progress) -> anyho
 }
 
 async fn send(args: &PushArgs, config: Config, progress: &Progress) -> anyhow::Result<()> {
-    let sources = Sources::open(&config, &args.registry, progress)?;
+    let sources = Sources::open(&config, &args.registry, progress)?.naming([&args.reference]);
     let ending = args.model.extension().and_then(|ending| ending.to_str());
     let weights = match (ending, &args.weights) {
         (Some("onnx"), None) => None,
@@ -77,7 +77,7 @@ async fn send(args: &PushArgs, config: Config, progress: &Progress) -> anyhow::R
             args.model.display()
         ),
     };
-    let (blobs, model) = (sources.cache.blobs(), args.model.clone());
+    let (blobs, model) = (sources.blobs(), args.model.clone());
     let step = sources.progress.step("Packaging", model.display());
     let pack = move || modelpack::pack(&model, weights.as_deref(), &blobs);
     let packed = tokio::task::spawn_blocking(pack).await.context("packing failed")??;
@@ -90,9 +90,9 @@ async fn send(args: &PushArgs, config: Config, progress: &Progress) -> anyhow::R
 }
 
 async fn fetch(args: &PullArgs, config: Config, progress: &Progress) -> anyhow::Result<()> {
-    let sources = Sources::open(&config, &args.registry, progress)?;
+    let sources = Sources::open(&config, &args.registry, progress)?.naming([&args.reference]);
     let pulled = sources.pull(&args.reference).await?;
-    let (blobs, manifest) = (sources.cache.blobs(), pulled.manifest.clone());
+    let (blobs, manifest) = (sources.blobs(), pulled.manifest.clone());
     let limit = config.registry.max_artifact_mib << 20;
     let unpack = move || {
         let onnx = modelpack::unpack(&manifest, Encoding::Onnx, &blobs, limit);

@@ -37,9 +37,9 @@ pub struct PackageArgs {
 /// # Errors
 /// Where the app is not whole, or the folder cannot be written.
 pub async fn run(args: &PackageArgs, config: Config, progress: &Progress) -> anyhow::Result<()> {
-    let sources = Sources::open(&config, &args.app.registry, progress)?;
+    let sources = Sources::open(&config, &args.app.registry, progress)?.naming(&args.app.reference());
     let packed = packed(&sources, &args.app, args.build, args.component.as_deref()).await?;
-    let (blobs, output, tag) = (sources.cache.blobs(), args.output.clone(), args.tag.clone());
+    let (blobs, output, tag) = (sources.blobs(), args.output.clone(), args.tag.clone());
     let digest = packed.digest;
     let write = move || layout::write(&digest, tag.as_deref(), &blobs, &output);
     tokio::task::spawn_blocking(write).await.context("writing the folder failed")??;
@@ -81,7 +81,7 @@ async fn whole(sources: &Sources<'_>, app: App) -> anyhow::Result<Packed> {
         sources.progress.warn(warning);
     }
     let step = sources.progress.step("Packaging", &app.manifest.name);
-    let blobs = sources.cache.blobs();
+    let blobs = sources.blobs();
     let pack = move || package::pack(&app.manifest, &app.files, &interfaces, &blobs);
     let packed = tokio::task::spawn_blocking(pack).await.context("packing failed")??;
     step.done();
@@ -98,7 +98,7 @@ async fn alone(
         let ids: Vec<_> = manifest.components.iter().map(|component| component.id.as_str()).collect();
         bail!("there is no component `{id}`; there are {}", ids.join(", "));
     };
-    let blobs = sources.cache.blobs();
+    let blobs = sources.blobs();
     let path = match &component.source {
         Source::Path(path) => path.clone(),
         Source::Url { digest, .. } => {

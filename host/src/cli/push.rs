@@ -53,6 +53,7 @@ pub async fn push(args: &PushArgs, config: Config, progress: &Progress) -> anyho
     // A password is asked for before anything takes its time.
     let key = args.sign.as_deref().map(key::read).transpose()?;
     let sources = Sources::open(&config, &args.app.registry, progress)?;
+    let sources = sources.naming(&args.app.reference()).naming([&args.reference]);
     let packed = package::packed(&sources, &args.app, args.build, args.component.as_deref()).await?;
     send(&sources, &args.reference, &packed).await?;
     match key {
@@ -72,7 +73,7 @@ pub(super) async fn send(
 ) -> anyhow::Result<()> {
     let registry = sources.registry().await?;
     let transfer = Transfer::new(sources.progress, Way::Push);
-    let blobs = sources.cache.blobs();
+    let blobs = sources.blobs();
     let moved = registry.push_stored(reference, packed.digest, &blobs, &transfer.report()).await?;
     transfer.done(reference, &moved);
     let (digest, text) = (packed.digest, reference.to_string());
@@ -89,11 +90,11 @@ pub(super) async fn send(
 /// # Errors
 /// Where it cannot be had.
 pub async fn pull(args: &PullArgs, config: Config, progress: &Progress) -> anyhow::Result<()> {
-    let sources = Sources::open(&config, &args.registry, progress)?;
+    let sources = Sources::open(&config, &args.registry, progress)?.naming([&args.reference]);
     let pulled = sources.pull(&args.reference).await?;
     sources.progress.say("Artifact", app::summary(&pulled.digest, &pulled.manifest));
     if let Some(folder) = &args.output {
-        let (blobs, digest, output) = (sources.cache.blobs(), pulled.digest, folder.clone());
+        let (blobs, digest, output) = (sources.blobs(), pulled.digest, folder.clone());
         let tag = args.reference.tag().map(str::to_owned);
         let write = move || layout::write(&digest, tag.as_deref(), &blobs, &output);
         tokio::task::spawn_blocking(write).await.context("writing the folder failed")??;

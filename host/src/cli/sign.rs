@@ -33,7 +33,7 @@ pub struct SignArgs {
 /// Where there is no such artifact, the key is not to be had, or the registry refuses.
 pub async fn run(args: &SignArgs, config: &Config, progress: &Progress) -> anyhow::Result<()> {
     let key = key::read(&args.key)?;
-    let sources = Sources::open(config, &args.registry, progress)?;
+    let sources = Sources::open(config, &args.registry, progress)?.naming([&args.reference]);
     let (digest, _) = sources.registry().await?.manifest(&args.reference).await?;
     sign(&sources, &args.reference, digest, &key).await
 }
@@ -48,7 +48,7 @@ pub(super) async fn sign(
     digest: Digest,
     key: &Key,
 ) -> anyhow::Result<()> {
-    let (registry, blobs) = (sources.registry().await?, sources.cache.blobs());
+    let (registry, blobs) = (sources.registry().await?, sources.blobs());
     let (place, is_new) = transfer::push(registry, &blobs, artifact, digest, key).await?;
     let by = if is_new { "by" } else { "as before, by" };
     sources.progress.say("Signed", format!("{} {by} {}, as {place}", artifact.at(digest), key.digest()));

@@ -46,7 +46,7 @@ pub struct UpArgs {
 /// Where the app or the host is not in order, or not all calls ended before the host did.
 pub async fn run(args: UpArgs, mut config: Config, progress: &Progress) -> anyhow::Result<()> {
     let kept = config.clone();
-    let sources = Sources::open(&kept, &args.app.registry, progress)?;
+    let sources = Sources::open(&kept, &args.app.registry, progress)?.naming(&args.app.reference());
     let mut app = load(&args, &sources, args.build || args.watch).await?;
     if args.watch && app.image.is_some() {
         bail!("`{}` is packed and does not change; leave `--watch` out", args.app.from);

@@ -36,8 +36,8 @@ pub struct VerifyArgs {
 /// Where no trusted key signed it, or the registry cannot be asked.
 pub async fn run(args: &VerifyArgs, config: &Config, progress: &Progress) -> anyhow::Result<()> {
     let policy = if args.key.is_empty() { Policy::load(&config.signatures)? } else { named(&args.key)? };
-    let sources = Sources::open(config, &args.registry, progress)?;
-    let (registry, blobs) = (sources.registry().await?, sources.cache.blobs());
+    let sources = Sources::open(config, &args.registry, progress)?.naming([&args.reference]);
+    let (registry, blobs) = (sources.registry().await?, sources.blobs());
     let (digest, _) = registry.manifest(&args.reference).await?;
     if let Some(folder) = &args.save {
         let place = transfer::reference(&args.reference, digest);

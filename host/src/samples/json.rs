@@ -4,21 +4,26 @@ use serde_json::Value;
 
 use crate::tensor::compare::Tolerance;
 
-/// Members that are expected must be there, further ones may be; arrays are equally long. Answers the largest distance
+/// Numbers that are whole in both may differ by `whole`, others by `tolerance`. Members that are expected must be there, further ones may be; arrays are equally long. Answers the largest distance
 /// of two numbers.
 ///
 /// # Errors
 /// Names the first place that differs.
-pub(super) fn compare(expected: &Value, actual: &Value, tolerance: Tolerance) -> Result<f64, String> {
+pub(super) fn compare(
+    expected: &Value,
+    actual: &Value,
+    tolerance: Tolerance,
+    whole: Tolerance,
+) -> Result<f64, String> {
     let mut largest = 0.0;
-    walk(expected, actual, tolerance, &mut String::from("$"), &mut largest)?;
+    walk(expected, actual, [tolerance, whole], &mut String::from("$"), &mut largest)?;
     Ok(largest)
 }
 
 fn walk(
     expected: &Value,
     actual: &Value,
-    tolerance: Tolerance,
+    tolerances: [Tolerance; 2],
     path: &mut String,
     largest: &mut f64,
 ) -> Result<(), String> {
@@ -29,7 +34,7 @@ fn walk(
                 path.push('.');
                 path.push_str(name);
                 let Some(actual) = actual.get(name) else { return Err(format!("{path} is missing")) };
-                walk(expected, actual, tolerance, path, largest)?;
+                walk(expected, actual, tolerances, path, largest)?;
                 path.truncate(length);
             }
             Ok(())
@@ -40,7 +45,7 @@ fn walk(
             }
             for (index, (expected, actual)) in expected.iter().zip(actual).enumerate() {
                 path.push_str(&format!("[{index}]"));
-                walk(expected, actual, tolerance, path, largest)?;
+                walk(expected, actual, tolerances, path, largest)?;
                 path.truncate(length);
             }
             Ok(())
@@ -49,6 +54,8 @@ fn walk(
             if a == b {
                 return Ok(());
             }
+            let is_whole = !a.is_f64() && !b.is_f64();
+            let tolerance = tolerances[usize::from(is_whole)];
             let (Some(a), Some(b)) = (a.as_f64(), b.as_f64()) else {
                 return Err(format!("{path} is {b}, not {a}"));
             };
@@ -78,7 +85,7 @@ mod tests {
     fn what_is_expected_must_be_there() {
         let tolerance = Tolerance { absolute: 0.1, relative: 0.0 };
         let check = |expected: Value, actual: Value, said: Result<(), &str>| {
-            let found = compare(&expected, &actual, tolerance).map(|_| ());
+            let found = compare(&expected, &actual, tolerance, Tolerance::EXACT).map(|_| ());
             assert_eq!(found, said.map_err(str::to_owned), "{expected} {actual}");
         };
         check(json!({"a": 1}), json!({"a": 1.05, "b": 2}), Ok(()));

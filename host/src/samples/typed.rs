@@ -16,7 +16,7 @@ use crate::serve::json;
 use crate::serve::json::Refused;
 use crate::serve::{call, typed_function};
 use crate::tensor::Tensor;
-use crate::tensor::compare::compare;
+use crate::tensor::compare::{compare, is_whole};
 
 pub(super) async fn run(
     golden: &Golden,
@@ -115,7 +115,7 @@ fn compare_reply(
         let Some((_, actual)) = reply.outputs.iter().find(|(other, _)| *other == name) else {
             return Ok(Verdict::Failed(format!("it did not answer its output `{name}`")));
         };
-        match compare(&expected, actual, golden.tolerance(Some(&name))) {
+        match compare(&expected, actual, golden.tolerance(Some(&name), is_whole(expected.datatype()))) {
             Ok(distance) => largest = largest.max(distance),
             Err(difference) => return Ok(Verdict::Failed(format!("output `{name}`: {difference}"))),
         }

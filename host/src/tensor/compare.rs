@@ -132,7 +132,8 @@ fn text(bytes: &[u8]) -> String {
     format!("{:?}{more}", String::from_utf8_lossy(&bytes[..bytes.len().min(LONGEST)]))
 }
 
-fn is_whole(datatype: Datatype) -> bool {
+/// Whether elements are whole numbers.
+pub fn is_whole(datatype: Datatype) -> bool {
     !matches!(datatype, Datatype::Fp16 | Datatype::Bf16 | Datatype::Fp32 | Datatype::Fp64)
 }
 

@@ -254,6 +254,12 @@ fn outbound_hosts(t: &mut Table<'_>, reading: &Reading<'_>) -> (Vec<String>, Vec
                 item.path()
             ));
         } else if is_known && let Err(reason) = AllowedHost::parse(&host) {
+            // A filled template may hold a secret.
+            let reason = if template == host {
+                reason
+            } else {
+                "with its variables filled in, it is no host".to_owned()
+            };
             item.refuse(&format!("`{}`: {reason}", item.path()));
         }
         templates.push(template);

@@ -110,8 +110,9 @@ impl Client {
 
     /// Whether a registry is spoken to without TLS.
     pub(super) fn is_plain(&self, reference: &Reference) -> bool {
-        let insecure = &self.options.settings.insecure;
-        self.options.plain_http || insecure.iter().any(|registry| registry == reference.registry())
+        let Options { settings, plain_http, named, .. } = &self.options;
+        let is_among = |registries: &[String]| registries.iter().any(|one| one == reference.registry());
+        is_among(&settings.insecure) || *plain_http && (is_among(named) || is_loopback(reference.host()))
     }
 
     /// The address of `path` below a repository: `manifests/latest`, `blobs/sha256:...`.
@@ -471,4 +472,35 @@ fn tls<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e rustls::Error> {
 pub(super) fn is_page(headers: &HeaderMap) -> bool {
     let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     media_type.is_some_and(|media_type| media_type.trim_start().to_ascii_lowercase().starts_with("text/html"))
+}
+
+/// Whether what is sent to a host stays on this machine.
+fn is_loopback(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|c| c.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let address = name.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
+    name == "localhost" || address.is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_loopback;
+
+    #[test]
+    fn this_machine_is_known_by_its_names() {
+        for host in ["localhost", "localhost:5000", "127.0.0.1", "127.1.2.3:5000", "[::1]:5000", "[::1]"] {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in [
+            "localhost.example",
+            "10.0.0.1:5000",
+            "[2001:db8::1]:5000",
+            "registry.example",
+            "127.0.0.1.example",
+        ] {
+            assert!(!is_loopback(host), "{host}");
+        }
+    }
 }
