@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use thiserror::Error;
 
 use crate::artifact::blobs::Hold;
@@ -128,8 +129,8 @@ pub struct Step {
 struct Code {
     compiled: crate::instance::compile::Compiled,
     digest: String,
-    /// Bytes of the component.
-    bytes: u64,
+    /// The component itself.
+    wasm: Bytes,
     /// Keeps it and its native code in the cache.
     hold: Option<Hold>,
 }
@@ -233,7 +234,7 @@ impl Deployer {
             table_elements: self.config.limits.table_elements,
             handles: self.config.limits.handles,
         };
-        let component_bytes = code.as_ref().map_or(0, |code| code.bytes);
+        let component_bytes = code.as_ref().map_or(0, |code| code.wasm.len() as u64);
         let (program, description, digest, kept) = match code {
             Some(Code { compiled, digest, hold, .. }) => {
                 let program = Program::link(&compiled.component, compiled.flavor, surroundings)?;
@@ -321,7 +322,7 @@ impl Deployer {
         let digest = digest.hex();
         let compiled =
             timed(report, &format!("{name}: native code"), self.compile(&fetched, &digest)).await?;
-        Ok(Code { compiled, digest, bytes: fetched.wasm.len() as u64, hold: hold.ok() })
+        Ok(Code { compiled, digest, wasm: fetched.wasm, hold: hold.ok() })
     }
 
     async fn compile(

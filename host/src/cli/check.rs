@@ -97,9 +97,6 @@ struct Size {
 pub async fn run(args: &CheckArgs, config: Config, progress: &Progress) -> anyhow::Result<()> {
     let sources = Sources::open(&config, &args.app.registry, progress)?.naming(&args.app.reference());
     let app = load(args, &sources).await?;
-    if args.record && app.image.is_some() {
-        bail!("`{}` is packed, and its samples with it; record in the app's folder", args.app.from);
-    }
     let program = std::env::current_exe().context("cannot find out which program this is")?;
     let logs = tempfile::tempdir().context("cannot make a folder for the functions' output")?;
     // Nor is anything that a sample writes kept.

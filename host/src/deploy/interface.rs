@@ -1,12 +1,9 @@
 //! What callers of a function find, as an artifact carries it: its WIT, and its tensors.
 
-use std::time::Instant;
-
 use serde::{Deserialize, Serialize};
 use wit_component::{DecodedWasm, WitPrinter};
 
 use super::{DESCRIBE_MS, DeployError, Deployer, until};
-use crate::artifact::fetch;
 use crate::artifact::manifest::{Component, Encoding, Source};
 use crate::backend::{Port, Signature, onnx};
 use crate::instance::log::FunctionLog;
@@ -74,7 +71,7 @@ impl Deployer {
             return Ok(Interface::of(None, &of_model(component)));
         }
         let code = self.code(name, component, &|_| {}).await?;
-        let wasm = fetch::component(&component.source).await?.wasm;
+        let wasm = code.wasm.clone();
         let wit = tokio::task::spawn_blocking(move || wit(&wasm)).await.unwrap_or_default();
         let surroundings = Surroundings {
             engines: std::sync::Arc::clone(&self.engines),
@@ -88,9 +85,7 @@ impl Deployer {
             handles: self.config.limits.handles,
         };
         let program = Program::link(&code.compiled.component, code.compiled.flavor, surroundings)?;
-        let started = Instant::now();
         let described = program.describe(until(DESCRIBE_MS)).await.map_err(DeployError::Describe)?;
-        tracing::debug!(function = name, took = ?started.elapsed(), "described");
         Ok(Interface::of(wit, &described.unwrap_or_default()))
     }
 }
