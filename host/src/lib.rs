@@ -8,6 +8,7 @@
 pub mod serve;
 // A deployment, which ends where a request begins.
 pub mod admin;
+pub mod control;
 pub mod deploy;
 pub mod host;
 pub mod samples;
@@ -21,6 +22,7 @@ pub mod backend;
 pub mod config;
 pub mod key_value;
 pub mod network;
+pub mod rollout;
 pub mod telemetry;
 pub mod tensor;
 
