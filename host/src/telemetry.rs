@@ -1,5 +1,7 @@
 //! Every metric that the host keeps, and the log that it writes.
 
+pub mod observations;
+
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
