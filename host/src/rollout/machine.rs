@@ -174,7 +174,7 @@ impl Rollout {
                 if let Some(arms) = looked {
                     self.look(arms, now_ms);
                 }
-                self.judge(&mut changes);
+                self.judge(self.judgement(), &mut changes);
                 if self.goes_by_itself() {
                     self.wait(&mut changes);
                 }
@@ -446,8 +446,8 @@ impl Rollout {
     }
 
     /// Acts on numbers that speak against the candidate, or do not speak at all.
-    fn judge(&mut self, changes: &mut Vec<Change>) {
-        match self.judgement() {
+    fn judge(&mut self, judgement: Judgement, changes: &mut Vec<Change>) {
+        match judgement {
             Judgement::Going | Judgement::Enough => {}
             Judgement::Failed { reason } if self.plan.on_failure == OnFailure::Rollback => {
                 self.aborting(&reason, changes);
@@ -534,3 +534,6 @@ fn milliseconds(seconds: f64) -> u64 {
     // A cast takes what is beyond its range, or no number, to its ends.
     (seconds * 1000.0) as u64
 }
+
+#[cfg(test)]
+mod tests;

@@ -373,3 +373,6 @@ pub mod stored {
         Plan::deserialize(deserializer)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -41,7 +41,7 @@ impl Plan {
 
     /// Reads a plan as JSON. The error holds everything that is wrong with it.
     pub fn from_json(json: Json) -> Result<Plan, String> {
-        let json = without_nulls(json)?;
+        let json = without_nulls(json, 0)?;
         if !json.is_object() {
             return Err("the plan must be an object".to_owned());
         }
@@ -53,16 +53,24 @@ impl Plan {
     }
 }
 
+/// How deep a plan's JSON may be nested.
+const MAX_DEPTH: usize = 32;
+
 /// The same without entries that are `null`, which say that something is absent.
-fn without_nulls(json: Json) -> Result<Json, String> {
+fn without_nulls(json: Json, depth: usize) -> Result<Json, String> {
+    if depth > MAX_DEPTH {
+        return Err(format!("the plan is nested deeper than {MAX_DEPTH} levels; make it flatter"));
+    }
     Ok(match json {
         Json::Object(entries) => {
             let kept = entries.into_iter().filter(|(_, value)| !value.is_null());
-            Json::Object(
-                kept.map(|(key, value)| Ok((key, without_nulls(value)?))).collect::<Result<_, String>>()?,
-            )
+            let kept = kept.map(|(key, value)| Ok((key, without_nulls(value, depth + 1)?)));
+            Json::Object(kept.collect::<Result<_, String>>()?)
         }
-        Json::Array(items) => Json::Array(items.into_iter().map(without_nulls).collect::<Result<_, _>>()?),
+        Json::Array(items) => {
+            let items = items.into_iter().map(|item| without_nulls(item, depth + 1));
+            Json::Array(items.collect::<Result<_, _>>()?)
+        }
         Json::Null => return Err("the plan holds a `null` in an array; leave it out".to_owned()),
         other => other,
     })
@@ -80,7 +88,8 @@ fn plan(table: &mut Table<'_>, asked: Option<Strategy>) -> Plan {
         Some(strategy)
     });
     let strategy = asked.or(said).unwrap_or(Strategy::Canary);
-    let written = table.value("steps").map(|value| value.items());
+    let written = table.value("steps");
+    let items = written.as_ref().map(|value| value.items()).unwrap_or_default();
     let on_failure =
         table.choice("on_failure", &[("rollback", OnFailure::Rollback), ("pause", OnFailure::Pause)]);
     let analysis = table.value("analysis").and_then(|value| analysis(&value));
@@ -91,9 +100,10 @@ fn plan(table: &mut Table<'_>, asked: Option<Strategy>) -> Plan {
     let whole = Plan::of(strategy);
     let progress_deadline_s = table.number("progress_deadline_s", 1..=MAX_DURATION_S, "seconds");
     let rollback_window_s = table.number("rollback_window_s", 0..=MAX_DURATION_S, "seconds");
-    let read: Vec<_> = written.iter().flatten().map(|item| (item, step(item))).collect();
+    let read: Vec<_> = items.iter().map(|item| (item, step(item))).collect();
+    let is_array = written.as_ref().is_none_or(|value| value.is_empty() || !items.is_empty());
     // What does not fit together is only told where each part is right.
-    let complete = read.iter().all(|(_, step)| step.is_some()) && header_routes.len() == routes.len();
+    let complete = is_array && read.iter().all(|(_, step)| step.is_some()) && header_routes.len() == routes.len();
     let steps = match &written {
         Some(_) => read.iter().filter_map(|(_, step)| step.clone()).collect(),
         None => default_steps(strategy),
@@ -251,9 +261,9 @@ fn analysis(value: &Value<'_>) -> Option<AnalysisSettings> {
         Err(error) => error,
     };
     // Each setting is tried alone, so that every wrong one is told, in its own line.
-    let mut told = false;
+    let mut told = 0;
     alone(value, &mut |json| json, 0, &mut told);
-    if !told {
+    if told == 0 {
         value.refuse(&explained(&error.to_string(), value.path()));
     }
     None
@@ -263,10 +273,10 @@ fn analysis(value: &Value<'_>) -> Option<AnalysisSettings> {
 const SETTING_DEPTH: usize = 4;
 
 /// Reads every entry of a table as if it were the only one; `around` puts what is read where it belongs.
-fn alone(value: &Value<'_>, around: &mut dyn FnMut(Json) -> Json, depth: usize, told: &mut bool) {
+fn alone(value: &Value<'_>, around: &mut dyn FnMut(Json) -> Json, depth: usize, told: &mut usize) {
     for (key, inner) in value.entries() {
         let Some(json) = inner.json() else {
-            *told = true;
+            *told += 1;
             continue;
         };
         let mut within = |json| around(Json::Object([(key.clone(), json)].into_iter().collect()));
@@ -282,7 +292,7 @@ fn alone(value: &Value<'_>, around: &mut dyn FnMut(Json) -> Json, depth: usize, 
         if *told == told_before && !error.starts_with("missing field") {
             let table = if error.starts_with("unknown") { value.path() } else { inner.path() };
             inner.refuse(&explained(&error, table));
-            *told = true;
+            *told += 1;
         }
     }
 }
