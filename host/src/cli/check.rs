@@ -15,7 +15,7 @@ use crate::artifact::manifest::{Files, Manifest};
 use crate::artifact::sample::{self, Sample};
 use crate::config::{BACKENDS, Config};
 use crate::deploy::Deployer;
-use crate::function::{Function, Snapshot};
+use crate::function::{Function, Release};
 use crate::host::{self, Surroundings};
 use crate::samples::{self, Golden, Verdict};
 
@@ -130,7 +130,7 @@ pub async fn run(args: &CheckArgs, config: Config, progress: &Progress) -> anyho
             (Err(error), None) => return Err(error),
         };
         step.done();
-        for function in &bench.snapshot().functions {
+        for function in &bench.release.functions {
             let Some(id) = wanted(args, &manifest, function) else { continue };
             sizes.push(size(function));
             let files = app.files.samples.get(id).cloned().unwrap_or_default();
@@ -263,7 +263,9 @@ fn size(function: &Function) -> Size {
 
 /// An app that is deployed, and served to nobody.
 struct Bench {
-    deployer: Deployer,
+    release: Release,
+    /// What the release runs on.
+    _deployer: Deployer,
 }
 
 impl Bench {
@@ -275,12 +277,8 @@ impl Bench {
         fuel: bool,
     ) -> anyhow::Result<Bench> {
         let deployer = host::workbench(config.clone(), around, fuel)?;
-        deployer.deploy(manifest, files, &|_| {}).await?;
-        Ok(Bench { deployer })
-    }
-
-    fn snapshot(&self) -> Arc<Snapshot> {
-        self.deployer.functions.snapshot()
+        let release = deployer.release(manifest, files, 1, String::new(), &|_| {}).await?;
+        Ok(Bench { release, _deployer: deployer })
     }
 }
 
@@ -299,9 +297,9 @@ async fn check(
         sample::read(named).ok().map(Bytes::from)
     };
     let golden = Golden::read(&title(name), &bytes, &read).map_err(|error| error.to_string())?;
-    let snapshot = bench.snapshot();
+    let routes = &bench.release.routes;
     // The first may load the model, and is not measured.
-    let first = samples::run(&golden, function, &snapshot).await.map_err(|error| error.to_string())?;
+    let first = samples::run(&golden, function, routes).await.map_err(|error| error.to_string())?;
     let recorded = args.record && first.verdict == Verdict::NothingExpected;
     if recorded {
         let response = first.response.map_err(|error| error.to_string())?;
@@ -310,13 +308,14 @@ async fn check(
         text.push('\n');
         std::fs::write(path, text).map_err(|error| format!("cannot write `{}`: {error}", path.display()))?;
     }
-    let cost = cost::measure(args.repeat, || samples::run(&golden, function, &snapshot)).await;
+    let cost = cost::measure(args.repeat, || samples::run(&golden, function, routes)).await;
     let mut cost = cost.map_err(|error| error.to_string())?;
-    let snapshot = counting.snapshot();
-    let counted = snapshot.functions.iter().find(|other| other.name == function.name);
-    if let Some(counted) = counted {
+    if let Some(counted) = counting.release.function(&function.name) {
         // The first call of an instance's code may differ: caches of the guest's own do not outlive a call.
-        cost.fuel = samples::run(&golden, counted, &snapshot).await.ok().and_then(|ran| ran.usage.fuel);
+        cost.fuel = samples::run(&golden, counted, &counting.release.routes)
+            .await
+            .ok()
+            .and_then(|ran| ran.usage.fuel);
     }
     Ok(Checked { name: golden.name, verdict: first.verdict, cost, recorded })
 }
