@@ -15,6 +15,7 @@ use crate::instance::{CallError, Deadline};
 use crate::nn::Usage;
 use crate::tensor::compare::Tolerance;
 
+pub mod files;
 mod http;
 mod json;
 mod typed;
@@ -37,6 +38,8 @@ pub enum NotRunnable {
     Request(String),
     #[error("its response cannot be compared: {0}")]
     Response(String),
+    #[error("it cannot be read: {0}")]
+    Unreadable(String),
     #[error("it names the file `{0}`, which is not there")]
     NoFile(String),
 }

@@ -17,6 +17,7 @@ use crate::config::{BACKENDS, Config};
 use crate::deploy::Deployer;
 use crate::function::{Function, Release};
 use crate::host::{self, Surroundings};
+use crate::samples::files::{among, open, title};
 use crate::samples::{self, Golden, Verdict};
 
 mod cost;
@@ -134,7 +135,7 @@ pub async fn run(args: &CheckArgs, config: Config, progress: &Progress) -> anyho
             let Some(id) = wanted(args, &manifest, function) else { continue };
             sizes.push(size(function));
             let files = app.files.samples.get(id).cloned().unwrap_or_default();
-            for (name, path) in samples_among(&files) {
+            for (name, path) in among(&files) {
                 let outcome = check(args, name, path, &files, function, &bench, &counting).await;
                 let (function, backend) = (function.name.clone(), backends(function));
                 let sample = outcome.as_ref().map_or_else(|_| title(name), |checked| checked.name.clone());
@@ -196,25 +197,6 @@ fn report(args: &CheckArgs, rows: &[Row], sizes: &[Size]) -> anyhow::Result<()> 
     }
 }
 
-/// The files that are samples: JSON that no other sample names as a body.
-fn samples_among(files: &BTreeMap<String, PathBuf>) -> Vec<(&String, &PathBuf)> {
-    let documents: Vec<_> = files.iter().filter(|(name, _)| name.ends_with(".json")).collect();
-    let bodies: BTreeSet<String> = documents
-        .iter()
-        .filter_map(|(name, path)| Some((name, Sample::parse(&sample::read(path).ok()?).ok()?)))
-        .flat_map(|(name, sample)| {
-            sample.files().into_iter().map(|file| beside(name, file)).collect::<Vec<_>>()
-        })
-        .collect();
-    documents.into_iter().filter(|(name, _)| !bodies.contains(*name)).collect()
-}
-
-/// The name of a file beside a sample.
-fn beside(sample: &str, file: &str) -> String {
-    let folder = sample.rsplit_once('/').map_or(String::new(), |(folder, _)| format!("{folder}/"));
-    format!("{folder}{}", file.trim_start_matches("./"))
-}
-
 /// The same app with every model on one backend.
 fn on_backend(manifest: &Manifest, backend: Option<&str>) -> Manifest {
     let mut manifest = manifest.clone();
@@ -238,11 +220,6 @@ fn backends(function: &Function) -> String {
     let mut names: Vec<_> = function.revision.models.iter().map(|model| model.backend).collect();
     names.dedup();
     names.join(", ")
-}
-
-fn title(path: &str) -> String {
-    let file = path.rsplit('/').next().unwrap_or(path);
-    file.strip_suffix(".json").unwrap_or(file).to_owned()
 }
 
 fn size(function: &Function) -> Size {
@@ -291,12 +268,7 @@ async fn check(
     bench: &Bench,
     counting: &Bench,
 ) -> Result<Checked, String> {
-    let bytes = sample::read(path).map_err(|error| error.to_string())?;
-    let read = |file: &str| {
-        let named = files.get(&beside(name, file))?;
-        sample::read(named).ok().map(Bytes::from)
-    };
-    let golden = Golden::read(&title(name), &bytes, &read).map_err(|error| error.to_string())?;
+    let golden = open(name, path, files).map_err(|error| error.to_string())?;
     let routes = &bench.release.routes;
     // The first may load the model, and is not measured.
     let first = samples::run(&golden, function, routes).await.map_err(|error| error.to_string())?;
