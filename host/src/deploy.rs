@@ -35,10 +35,11 @@ use crate::key_value::{KeyValue, OpenError, Store};
 use crate::network::{AllowedHosts, Network};
 use crate::nn::Granted;
 
+pub mod compatibility;
 mod interface;
 mod models;
 
-pub use interface::Interface;
+pub use interface::{Interface, Tensor};
 pub use models::{Admitted, Intake};
 
 /// What deployments need of the host.
