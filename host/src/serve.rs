@@ -11,7 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
-use crate::function::{Function, Functions, Matched, Snapshot, Target};
+use crate::function::{Asker, Function, Functions, Matched, Release, Snapshot, Target};
 use crate::instance::Deadline;
 use crate::nn::Usage;
 use crate::telemetry::FunctionMetrics;
@@ -108,7 +108,7 @@ impl Server {
             places: Arc::new(Semaphore::new(limits.connections)),
             connections: Connections::new(bounds, tls),
             ids: access::RequestIds::new(),
-            unrouted: functions.telemetry.function(""),
+            unrouted: functions.telemetry.function("", 0),
             draining: AtomicBool::new(false),
             functions,
             limits,
@@ -219,10 +219,10 @@ impl Server {
             return Err(error);
         }
         if grpc::is_grpc(request.headers()) {
-            return grpc::answer(self, snapshot, request, head.request_id.as_str(), trace).await;
+            return grpc::answer(self, snapshot, request, client, head.request_id.as_str(), trace).await;
         }
         if oip::is_ours(request.uri().path()) {
-            return oip::answer(self, snapshot, request, trace).await;
+            return oip::answer(self, snapshot, request, client, trace).await;
         }
         if let Some(response) = well_known(snapshot, request.uri().path()) {
             return response;
@@ -231,7 +231,8 @@ impl Server {
             return Err(AnswerError::Draining);
         }
         let path = request.uri().path();
-        let Some(matched) = snapshot.routes.find(path) else {
+        let asker = Asker { headers: request.headers(), client: client.ip() };
+        let Some(matched) = snapshot.find(path, &asker) else {
             return Err(self.nowhere(AnswerError::FunctionNotFound(path.to_owned())));
         };
         match &matched.route.target {
@@ -259,7 +260,7 @@ impl Server {
             None
         } else if self.draining() {
             Some(AnswerError::Draining)
-        } else if snapshot.routes.find(path).is_none() {
+        } else if !snapshot.leads(path) {
             Some(self.nowhere(AnswerError::FunctionNotFound(path.to_owned())))
         } else {
             None
@@ -397,17 +398,27 @@ fn well_known(snapshot: &Snapshot, path: &str) -> Option<Result<Response<Body>, 
     match path {
         "/.well-known/spin/health" => Some(Ok(body::text("text/plain", "OK"))),
         "/.well-known/spin/info" => {
-            let mut info = serde_json::Map::new();
-            info.insert("name".to_owned(), snapshot.app.name.clone().into());
-            if let Some(version) = &snapshot.app.version {
-                info.insert("version".to_owned(), version.clone().into());
-            }
+            let info = info(snapshot);
             let info = serde_json::to_string_pretty(&info).expect("a JSON value can be written");
             Some(Ok(body::text("application/json", info)))
         }
         path if reserved(path) => Some(Err(AnswerError::FunctionNotFound(path.to_owned()))),
         _ => None,
     }
+}
+
+/// What Spin says of the app that it serves; of several, each.
+fn info(snapshot: &Snapshot) -> serde_json::Value {
+    let info = |release: &Release| {
+        let mut info = serde_json::Map::new();
+        info.insert("name".to_owned(), release.app.name.clone().into());
+        if let Some(version) = &release.app.version {
+            info.insert("version".to_owned(), version.clone().into());
+        }
+        serde_json::Value::Object(info)
+    };
+    let mut apps: Vec<_> = snapshot.apps().values().map(|traffic| info(&traffic.stable)).collect();
+    if apps.len() == 1 { apps.remove(0) } else { serde_json::json!({ "apps": apps }) }
 }
 
 fn reserved(path: &str) -> bool {
