@@ -112,10 +112,7 @@ impl ShadowSettings {
                 self.body(&mut comparison, media_type, body, other_body);
                 comparison
             }
-            (
-                Answer::Raised { code, status },
-                Answer::Raised { code: other_code, status: other_status },
-            ) => {
+            (Answer::Raised { code, status }, Answer::Raised { code: other_code, status: other_status }) => {
                 if code == other_code && status == other_status {
                     Comparison::default()
                 } else {
@@ -373,9 +370,8 @@ pub(super) fn same_top(was: &[f64], now: &[f64], k: usize) -> bool {
     }
     let low = |value: f64| if value.is_nan() { f64::NEG_INFINITY } else { value };
     if k == 1 {
-        let top = (0..now.len()).max_by(|a, b| {
-            low(now[*a]).total_cmp(&low(now[*b])).then(low(was[*a]).total_cmp(&low(was[*b])))
-        });
+        let top = (0..now.len())
+            .max_by(|a, b| low(now[*a]).total_cmp(&low(now[*b])).then(low(was[*a]).total_cmp(&low(was[*b]))));
         return top.is_some_and(|top| was.iter().all(|value| low(*value) <= low(was[top])));
     }
     let mut order: Vec<usize> = (0..now.len()).collect();
@@ -391,5 +387,4 @@ pub(super) fn same_top(was: &[f64], now: &[f64], k: usize) -> bool {
 }
 
 #[cfg(test)]
-#[path = "compare/tests.rs"]
 mod tests;
