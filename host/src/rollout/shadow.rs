@@ -8,6 +8,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub mod capture;
+pub mod compare;
+mod json;
+pub mod recorder;
+
 /// How live calls are given to a candidate as well, and what counts as the same answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -20,7 +25,7 @@ pub struct ShadowSettings {
     pub absolute: f64,
     pub relative: f64,
     /// What else holds for single outputs, by their names. Of HTTP functions, JSON pointers into their bodies, such as
-    /// `/scores`, which hold for everything below; the longest that fits counts.
+    /// `/scores`, which hold for everything below; the longest that fits counts, and the empty one is the whole body.
     pub outputs: BTreeMap<String, OutputSettings>,
     /// Whether the inputs of the worst disagreements are kept, for everybody who may read how far answers agree.
     pub capture: bool,
@@ -194,7 +199,7 @@ pub struct OutputReport {
 /// Calls whose largest distance is over the former bin's bound, and not over this one's.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Bin {
-    /// Absent where it is not finite.
+    /// Absent where it has no bound: what is not finite is there too.
     pub up_to: Option<f64>,
     pub candidate: u64,
     pub stable: u64,
@@ -219,8 +224,8 @@ pub struct Disagreement {
 /// A call as it came, to call again with.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Captured {
-    /// The inputs as the Open Inference Protocol has them, or an HTTP request without its headers.
-    pub body: serde_json::Value,
+    /// Tensors as the Open Inference Protocol has them in JSON, or an HTTP request without its headers.
+    pub call: serde_json::Value,
     /// Whether some of it was too long to be kept.
     pub truncated: bool,
 }
