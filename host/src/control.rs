@@ -1,7 +1,9 @@
 //! The control plane: takes deployments and commands, drives rollouts, and keeps what is wanted.
 
 pub mod client;
+pub mod controller;
 pub mod interface;
+pub mod source;
 pub mod upload;
 pub mod wire;
 
