@@ -7,6 +7,7 @@ use arc_swap::ArcSwap;
 use http::HeaderValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::telemetry::observations::Observations;
 use crate::telemetry::{FunctionMetrics, Telemetry};
 
 pub mod cache;
@@ -37,6 +38,8 @@ pub struct Function {
     pub revision: Arc<Revision>,
     pub metrics: FunctionMetrics,
     pub statistics: Statistics,
+    /// What its calls are judged by while it is compared with another revision.
+    pub observations: Observations,
     /// Answers that are kept, where the function asks for it.
     pub cache: Option<ResponseCache>,
     /// Whether an operator's client has unloaded it, so that it takes no calls until it is loaded again.
@@ -71,6 +74,7 @@ impl Function {
             version_header: HeaderValue::from(number),
             revision: Arc::new(revision),
             statistics: Statistics::default(),
+            observations: Observations::new(),
             cache: (response_cache_bytes > 0).then(|| ResponseCache::new(response_cache_bytes)),
             unloaded: AtomicBool::new(false),
             control: tokio::sync::Mutex::default(),

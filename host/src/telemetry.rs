@@ -1,5 +1,7 @@
 //! Every metric that the host keeps, and the log that it writes.
 
+pub mod observations;
+
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

@@ -1,6 +1,8 @@
 //! Speaks to the control API of one host, over HTTP(S) or its local socket.
 
 use std::fmt;
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -86,6 +88,15 @@ impl ClientError {
     }
 }
 
+/// Files of TLS, in PEM.
+#[derive(Clone, Debug, Default)]
+pub struct Trust {
+    /// Certificates of authorities that are trusted beside the system's.
+    pub ca: Option<PathBuf>,
+    /// A certificate with its key, for hosts that ask for one.
+    pub certificate: Option<PathBuf>,
+}
+
 /// What a blob is sent from.
 #[derive(Clone, Debug)]
 pub enum Content {
@@ -154,15 +165,14 @@ impl Client {
     /// # Errors
     /// Where the system's certificates cannot be read.
     pub fn new(to: &To, token: Option<&Secret>) -> Result<Client, ClientError> {
-        Client::trusting(to, token, None)
+        Client::trusting(to, token, &Trust::default())
     }
 
-    /// As [`new`](Client::new), for a host whose certificate comes from an authority in the PEM file `ca`, which is
-    /// trusted beside the system's.
+    /// As [`new`](Client::new), with certificates of one's own.
     ///
     /// # Errors
     /// Where certificates cannot be read.
-    pub fn trusting(to: &To, token: Option<&Secret>, ca: Option<&Path>) -> Result<Client, ClientError> {
+    pub fn trusting(to: &To, token: Option<&Secret>, trust: &Trust) -> Result<Client, ClientError> {
         // The first provider stays; whichever it is serves.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut builder = reqwest::Client::builder()
@@ -171,14 +181,22 @@ impl Client {
             .connect_timeout(CONNECT)
             // The host ends a connection on which nothing is asked for.
             .pool_idle_timeout(Duration::from_secs(5));
-        if let Some(path) = ca {
-            let failed = |reason: String| ClientError::File { path: path.to_owned(), reason };
-            let pem = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
-            let read = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| failed(reason(&error)))?;
+        if let Some(path) = &trust.ca {
+            let failed = |reason: String| ClientError::File { path: path.clone(), reason };
+            let read = reqwest::Certificate::from_pem_bundle(&read_pem(path)?);
+            let read = read.map_err(|error| failed(reason(&error)))?;
             if read.is_empty() {
                 return Err(failed("there is no certificate in it".to_owned()));
             }
             builder = builder.tls_certs_merge(read);
+        }
+        if let Some(path) = &trust.certificate {
+            let read = reqwest::Identity::from_pem(&read_pem(path)?);
+            let failed = |error: reqwest::Error| ClientError::File {
+                path: path.clone(),
+                reason: format!("{}; it must have a certificate and its key", reason(&error)),
+            };
+            builder = builder.identity(read.map_err(failed)?);
         }
         let base = match to {
             To::Url(url) => {
@@ -586,6 +604,20 @@ impl Lines<'_> {
                 None => return Ok(None),
             }
         }
+    }
+}
+
+/// The most bytes of a file of TLS.
+const MAX_PEM_BYTES: u64 = 1 << 20;
+
+fn read_pem(path: &Path) -> Result<Vec<u8>, ClientError> {
+    let failed = |reason: String| ClientError::File { path: path.to_owned(), reason };
+    let mut pem = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_PEM_BYTES + 1).read_to_end(&mut pem));
+    read.map_err(|error| failed(error.to_string()))?;
+    match pem.len() as u64 > MAX_PEM_BYTES {
+        true => Err(failed("it is too long to be a file of certificates".to_owned())),
+        false => Ok(pem),
     }
 }
 

@@ -144,6 +144,16 @@ impl Sources {
         Ok(Image { digest, manifest, blobs, reference })
     }
 
+    /// Fetches an image that was deployed here before, and so was verified then.
+    ///
+    /// # Errors
+    /// Where it cannot be had any more.
+    pub async fn again(&self, reference: &str, digest: Digest) -> Result<Image, ControlError> {
+        let reference: Reference = reference.parse().map_err(ControlError::internal)?;
+        let named = self.find(&reference.at(digest).to_string()).await?;
+        self.fetch(named).await
+    }
+
     /// The app that an image holds, with these values of its variables.
     ///
     /// # Errors

@@ -201,6 +201,9 @@ impl Server {
         }
         check(&reply, description, &wanted)
             .map_err(|reason| AnswerError::Call(CallError::BadReply(reason)))?;
+        if function.observations.watched() {
+            reply.outputs.iter().for_each(|(name, tensor)| function.observations.output(name, tensor));
+        }
         Ok((reply, permit))
     }
 
