@@ -223,9 +223,7 @@ impl Store {
         match &self.place {
             Place::Embedded(table) => table.delete_many(keys).await,
             Place::Redis(server) => server.delete_many(&keys).await,
-            Place::Layered(layer) => {
-                layer.put_many(keys.into_iter().map(|key| (key, None)).collect()).await
-            }
+            Place::Layered(layer) => layer.put_many(keys.into_iter().map(|key| (key, None)).collect()).await,
         }
     }
 

@@ -58,9 +58,8 @@ impl Under {
 
 impl Changes {
     fn put(&mut self, key: String, value: Option<Vec<u8>>) -> Result<(), StoreError> {
-        let size = |key: &str, value: Option<&Vec<u8>>| {
-            (ENTRY_BYTES + key.len() + value.map_or(0, Vec::len)) as u64
-        };
+        let size =
+            |key: &str, value: Option<&Vec<u8>>| (ENTRY_BYTES + key.len() + value.map_or(0, Vec::len)) as u64;
         let former = self.entries.get(&key).map_or(0, |former| size(&key, former.as_ref()));
         let bytes = self.bytes - former + size(&key, value.as_ref());
         if bytes > MOST {

@@ -18,8 +18,8 @@ use wasmtime_wasi_http::{
 use super::exchange::{Driver, Stream, exchange};
 use super::failure;
 use super::pauses::Paused;
-use crate::nn::Meter;
 use crate::network::{AllowedHosts, Destination, DialError, Network, TrustError, well_known_port};
+use crate::nn::Meter;
 
 /// What the functions of one component may send requests to.
 pub struct Outbound {
