@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
@@ -118,6 +118,22 @@ impl Control {
         }
     }
 
+    /// Waits until nothing of an app changes without a command, and answers its status.
+    ///
+    /// # Errors
+    /// Where it goes on and on.
+    pub(crate) async fn settled(&self, app: &str) -> anyhow::Result<Option<Value>> {
+        let started = Instant::now();
+        loop {
+            let told = self.app(app).await?;
+            if told.as_ref().is_none_or(rests) {
+                return Ok(told);
+            }
+            ensure!(started.elapsed() < LONGEST, "the rollout does not settle: {told:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Uploads what the host lacks of an image.
     ///
     /// # Errors
@@ -208,6 +224,16 @@ impl Control {
     pub(crate) async fn remove(&self, app: &str) -> anyhow::Result<Reply> {
         self.ask(Method::DELETE, &format!("/v1/apps/{app}"), None).await
     }
+}
+
+/// The phase of the app's rollout; empty where there was none.
+pub(crate) fn phase(told: &Value) -> &str {
+    told["rollout"]["phase"].as_str().unwrap_or_default()
+}
+
+/// Whether nothing of the app changes without a command.
+pub(crate) fn rests(told: &Value) -> bool {
+    matches!(phase(told), "" | "succeeded" | "rolled_back" | "paused" | "inconclusive")
 }
 
 async fn exchange(

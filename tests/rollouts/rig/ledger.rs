@@ -232,6 +232,20 @@ pub(crate) struct Verdict {
     pub(crate) absent: usize,
 }
 
+impl Verdict {
+    /// Takes in what was found of other calls.
+    pub(crate) fn add(&mut self, other: Verdict) {
+        self.calls += other.calls;
+        self.wrong += other.wrong;
+        self.absent += other.absent;
+        self.examples.extend(other.examples);
+        self.examples.truncate(10);
+        for (revision, calls) in other.by_revision {
+            *self.by_revision.entry(revision).or_default() += calls;
+        }
+    }
+}
+
 /// How long a revision went on after the command that took its traffic away: until the last call was begun that it
 /// answered, and until the last of its answers had come.
 pub(crate) fn lingering(

@@ -3,7 +3,10 @@
 //! the same.
 
 pub(crate) mod api;
+pub(crate) mod cycles;
+pub(crate) mod host;
 pub(crate) mod image;
+pub(crate) mod kills;
 pub(crate) mod ledger;
 pub(crate) mod load;
 pub(crate) mod question;

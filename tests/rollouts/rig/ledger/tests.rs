@@ -74,7 +74,7 @@ fn the_split_is_the_one_of_the_definition() {
 #[test]
 fn an_answer_of_a_former_revision_is_a_fault_only_after_the_acknowledgement() {
     let mut story = Story::new();
-    story.command(State::stable(2), 100, Some(120));
+    let _ = story.command(State::stable(2), 100, Some(120));
     let anybody = Caller::Anybody;
     story.check(anybody, (10, 20), right(1), Ok(()));
     story.check(anybody, (10, 99), right(2), Err("answered by revision 2"));
