@@ -55,6 +55,7 @@ const MAY_USE: [(&str, &[&str]); 18] = [
             "instance",
             "rollout",
             "samples",
+            "serve",
             "telemetry",
             "tensor",
         ],

@@ -21,6 +21,7 @@ pub mod check;
 pub mod conformance;
 pub mod diff;
 pub mod doctor;
+pub mod hosts;
 pub mod key;
 pub mod model;
 pub mod new;
