@@ -348,6 +348,7 @@ impl Rollout {
         self.waited_ms = 0;
         self.step_started_ms = self.ticked_ms;
         self.phase = Phase::Paused;
+        self.analysis.next_step();
         self.held = true;
         self.reason = self.waits_for();
         changes.push(self.change("paused", self.reason.clone()));
@@ -460,9 +461,9 @@ impl Rollout {
         }
     }
 
-    /// Forgets the evidence that a person has overruled: it would stop the candidate again at once.
+    /// Forgets the evidence that a person has overruled: a failure would stop the candidate again at once.
     fn set_aside(&mut self, changes: &mut Vec<Change>) {
-        if let Judgement::Failed { .. } | Judgement::Inconclusive { .. } = self.judgement() {
+        if let Judgement::Failed { .. } = self.judgement() {
             changes.push(self.decided("overruled", words::OVERRULED.to_owned()));
             self.analysis = Analysis::new(&self.plan.analysis, &self.functions);
             self.measurements.clear();

