@@ -75,7 +75,7 @@ const MAY_USE: [(&str, &[&str]); 18] = [
     ("artifact", &["backend", "config", "network"]),
     ("key_value", &["config", "telemetry"]),
     ("network", &[]),
-    ("rollout", &["telemetry", "tensor"]),
+    ("rollout", &["config", "telemetry", "tensor"]),
     ("telemetry", &["tensor"]),
     ("config", &[]),
     ("tensor", &[]),

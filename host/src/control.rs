@@ -2,8 +2,10 @@
 
 pub mod api;
 pub mod client;
+pub mod controller;
 pub mod interface;
 pub mod openapi;
+pub mod source;
 pub mod token;
 pub mod upload;
 pub mod wire;

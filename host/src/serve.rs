@@ -6,15 +6,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use http::{Method, Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
-use crate::function::{Asker, Function, Functions, Matched, Release, Snapshot, Target};
+use crate::function::{Asker, Function, Functions, Matched, Release, Snapshot, Target, shadow};
 use crate::instance::Deadline;
 use crate::nn::Usage;
 use crate::telemetry::FunctionMetrics;
+use crate::telemetry::observations::Outcome;
 
 pub mod access;
 pub mod body;
@@ -81,6 +82,10 @@ pub struct Trace {
     pub usage: Usage,
     /// The name of the error for the access log, and the one for metrics.
     pub error: Option<(String, &'static str)>,
+    /// What an error says of the function.
+    pub outcome: Option<Outcome>,
+    /// The call, to be given to a candidate as well when this goes.
+    pub shadow: Option<Arc<shadow::Pending>>,
 }
 
 impl Trace {
@@ -282,9 +287,10 @@ impl Server {
             typed_function::answer(self, function, call, trace).await
         } else {
             let wait = self.limits.body_read;
-            let request = http_function::prepare(request, matched, client, head, revision, wait).await?;
+            let (request, shadowed) =
+                http_function::prepare(request, matched, client, head, function, wait).await?;
             let permit = self.acquire(function, trace).await?;
-            http_function::answer(function, request, permit, trace).await
+            http_function::answer(function, request, shadowed, permit, trace).await
         }
     }
 
@@ -308,6 +314,7 @@ impl Server {
             function.statistics.failed(trace.queue + trace.run);
         }
         trace.error = Some((problem.name.clone(), error.name()));
+        trace.outcome = error.outcome();
         problem
     }
 
@@ -327,7 +334,45 @@ impl Server {
         if let Some((_, error)) = &trace.error {
             self.functions.telemetry.error(metrics, error);
         }
+        if let Some(function) = trace.function.as_ref().filter(|function| !is_http(function)) {
+            let outcome = if trace.error.is_none() { Some(Outcome::Success) } else { trace.outcome };
+            observe(function, outcome, trace);
+        }
     }
+}
+
+fn is_http(function: &Function) -> bool {
+    !function.revision.program.is_typed()
+}
+
+/// Has a call judged, where its function is compared with another revision. An answer that was kept says nothing of it.
+fn observe(function: &Function, outcome: Option<Outcome>, trace: &Trace) {
+    if function.observations.watched()
+        && let Some(outcome) = outcome
+        && !trace.run.is_zero()
+    {
+        let memory = Some(trace.usage.memory_bytes as u64).filter(|bytes| *bytes > 0);
+        function.observations.record(outcome, trace.queue + trace.run, memory);
+    }
+}
+
+/// Has the answer of an HTTP function judged, whose own errors are told by their status alone.
+fn observe_answer(function: &Function, response: &Response<Body>, trace: &Trace) {
+    if !function.observations.watched() {
+        return;
+    }
+    let status = response.status();
+    let outcome = match trace.outcome {
+        None if trace.error.is_some() => None,
+        None if status.is_server_error() => Some(Outcome::Error),
+        None if status.is_client_error() => Some(Outcome::Raised),
+        None => Some(Outcome::Success),
+        outcome => outcome,
+    };
+    if trace.error.is_none() {
+        function.observations.body(status.as_u16(), response.body().size_hint().lower());
+    }
+    observe(function, outcome, trace);
 }
 
 /// Counts a connection until it is dropped.
@@ -363,6 +408,12 @@ impl Answering<'_> {
     fn end(&mut self, response: &mut Response<Body>) {
         self.ended = true;
         let Answering { server, head, started, trace, .. } = self;
+        if let Some(function) = trace.function.as_ref().filter(|function| is_http(function)) {
+            observe_answer(function, response, trace);
+        }
+        if let Some(shadow) = &trace.shadow {
+            shadow.identify(head.request_id.header());
+        }
         if let Some(function) = &trace.function {
             let telemetry = Arc::clone(&server.functions.telemetry);
             response.body_mut().watch(telemetry, function, &head.request_id);

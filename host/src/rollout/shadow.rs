@@ -8,6 +8,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub mod capture;
+pub mod compare;
+mod json;
+pub mod recorder;
+
 /// How live calls are given to a candidate as well, and what counts as the same answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -20,7 +25,7 @@ pub struct ShadowSettings {
     pub absolute: f64,
     pub relative: f64,
     /// What else holds for single outputs, by their names. Of HTTP functions, JSON pointers into their bodies, such as
-    /// `/scores`, which hold for everything below; the longest that fits counts.
+    /// `/scores`, which hold for everything below; the longest that fits counts, and the empty one is the whole body.
     pub outputs: BTreeMap<String, OutputSettings>,
     /// Whether the inputs of the worst disagreements are kept, for everybody who may read how far answers agree.
     pub capture: bool,
@@ -150,6 +155,61 @@ impl ShadowCounts {
     }
 }
 
+/// Why a live call was not shadowed, or its answers could not be compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeftOut {
+    /// As many calls wait as may.
+    QueueFull,
+    /// The host had live calls to answer.
+    HostBusy,
+    /// It holds more than one shadowed call may.
+    TooLarge,
+    /// Its caller takes several answers.
+    Streamed,
+    /// The stable revision failed itself.
+    StableFailed,
+    /// The stable revision has not read the whole body of the request, which nobody knows therefore.
+    BodyNotRead,
+    /// It sends requests to elsewhere.
+    OutboundDenied,
+    /// It brings models of its own.
+    GuestModelDenied,
+    /// The memory or the threads for models are in use.
+    ModelsBusy,
+    /// The host could not run it.
+    NotRun,
+}
+
+impl LeftOut {
+    pub const ALL: [LeftOut; 10] = [
+        LeftOut::QueueFull,
+        LeftOut::HostBusy,
+        LeftOut::TooLarge,
+        LeftOut::Streamed,
+        LeftOut::StableFailed,
+        LeftOut::BodyNotRead,
+        LeftOut::OutboundDenied,
+        LeftOut::GuestModelDenied,
+        LeftOut::ModelsBusy,
+        LeftOut::NotRun,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            LeftOut::QueueFull => "queue-full",
+            LeftOut::HostBusy => "host-busy",
+            LeftOut::TooLarge => "too-large",
+            LeftOut::Streamed => "streamed",
+            LeftOut::StableFailed => "stable-failed",
+            LeftOut::BodyNotRead => "body-not-read",
+            LeftOut::OutboundDenied => "outbound-denied",
+            LeftOut::GuestModelDenied => "guest-model-denied",
+            LeftOut::ModelsBusy => "models-busy",
+            LeftOut::NotRun => "not-run",
+        }
+    }
+}
+
 /// What was found of one function.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
@@ -194,7 +254,7 @@ pub struct OutputReport {
 /// Calls whose largest distance is over the former bin's bound, and not over this one's.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Bin {
-    /// Absent where it is not finite.
+    /// Absent where it has no bound: what is not finite is there too.
     pub up_to: Option<f64>,
     pub candidate: u64,
     pub stable: u64,
@@ -219,8 +279,8 @@ pub struct Disagreement {
 /// A call as it came, to call again with.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Captured {
-    /// The inputs as the Open Inference Protocol has them, or an HTTP request without its headers.
-    pub body: serde_json::Value,
+    /// Tensors as the Open Inference Protocol has them in JSON, or an HTTP request without its headers.
+    pub call: serde_json::Value,
     /// Whether some of it was too long to be kept.
     pub truncated: bool,
 }

@@ -155,8 +155,17 @@ impl Server {
             return Ok(Outcome { reply, _permit: None, share: caller.share });
         }
         let missed = started.elapsed();
+        let shadowed = function.shadow.ask(&request, responses.is_some());
         // What fails is counted where its caller is told.
         let computed = self.compute(function, request, deadline, responses, trace).await;
+        if let Some(shadowed) = shadowed {
+            let answer = match &computed {
+                Ok((reply, _)) => Some(Ok(reply)),
+                Err(AnswerError::Call(error)) => Some(Err(error)),
+                Err(_) => None,
+            };
+            trace.shadow = answer.and_then(|answer| shadowed.answered(answer)).map(Arc::new);
+        }
         let (reply, permit) = computed.map_err(|error| match error {
             AnswerError::Call(CallError::DeadlineExceeded(ms)) if ms < function.revision.deadline_ms => {
                 AnswerError::CallerDeadline(ms)
@@ -201,6 +210,9 @@ impl Server {
         }
         check(&reply, description, &wanted)
             .map_err(|reason| AnswerError::Call(CallError::BadReply(reason)))?;
+        if function.observations.watched() {
+            reply.outputs.iter().for_each(|(name, tensor)| function.observations.output(name, tensor));
+        }
         Ok((reply, permit))
     }
 
