@@ -23,6 +23,7 @@ mod outbound;
 mod package;
 mod request;
 mod residency;
+mod rollouts;
 mod signatures;
 mod spin;
 mod stock;
