@@ -11,6 +11,7 @@ mod batching;
 mod cache;
 mod clients;
 mod connection;
+mod control;
 mod drain;
 mod examples;
 mod generations;

@@ -253,6 +253,7 @@ impl Deployer {
             key_value_stores: self.key_value_stores(app, component).await?,
             files: files.as_ref().map(|files| files.path().to_owned()),
             outbound: Some(Arc::new(self.outbound(component)?)),
+            isolated: false,
         };
         let surroundings = Surroundings {
             engines: Arc::clone(&self.engines),
@@ -430,7 +431,7 @@ impl Deployer {
                 signature: admitted.signature,
             });
             let metrics = self.functions.telemetry.model(name, revision, model_name, backend);
-            let grant = crate::nn::GrantedModel { model: admitted.model, metrics };
+            let grant = crate::nn::GrantedModel { model: admitted.model, metrics: Some(metrics) };
             granted.models.insert(model_name.clone(), grant);
         }
         Ok((granted, summaries))

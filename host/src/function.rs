@@ -14,6 +14,7 @@ pub mod cache;
 pub mod release;
 pub mod revision;
 pub mod route;
+pub mod shadow;
 pub mod snapshot;
 pub mod statistics;
 pub mod traffic;
@@ -40,6 +41,8 @@ pub struct Function {
     pub statistics: Statistics,
     /// What its calls are judged by while it is compared with another revision.
     pub observations: Observations,
+    /// The candidate that gets its calls as well, if there is one.
+    pub shadow: shadow::Slot,
     /// Answers that are kept, where the function asks for it.
     pub cache: Option<ResponseCache>,
     /// Whether an operator's client has unloaded it, so that it takes no calls until it is loaded again.
@@ -75,6 +78,7 @@ impl Function {
             revision: Arc::new(revision),
             statistics: Statistics::default(),
             observations: Observations::new(),
+            shadow: shadow::Slot::default(),
             cache: (response_cache_bytes > 0).then(|| ResponseCache::new(response_cache_bytes)),
             unloaded: AtomicBool::new(false),
             control: tokio::sync::Mutex::default(),
@@ -105,6 +109,8 @@ pub struct Functions {
     changing: Mutex<()>,
     published: AtomicBool,
     admission: Admission,
+    /// What calls that candidates get as well may take of the host.
+    shadows: shadow::Room,
     pub telemetry: Arc<Telemetry>,
 }
 
@@ -115,6 +121,7 @@ impl Functions {
             changing: Mutex::default(),
             published: AtomicBool::new(false),
             admission,
+            shadows: shadow::Room::default(),
             telemetry,
         })
     }
@@ -146,6 +153,11 @@ impl Functions {
         self.published.load(Ordering::Acquire)
     }
 
+    /// How much the host has to do for live calls.
+    fn strain(&self) -> Strain {
+        self.admission.strain()
+    }
+
     /// Waits, within bounds, until one more instance of the function may run.
     ///
     /// # Errors
@@ -158,9 +170,23 @@ impl Functions {
 /// How many instances may run, how many requests may wait for that, and for how long.
 pub struct Admission {
     instances: Arc<Semaphore>,
+    /// How many of them there are in all.
+    places: usize,
+    /// How many of them can compute at once.
+    cores: usize,
     queued: AtomicUsize,
     queue_length: usize,
     wait: std::time::Duration,
+}
+
+/// How much the host has to do for live calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Strain {
+    /// A processor is free for something else.
+    Calm,
+    Busy,
+    /// Calls wait, or soon will.
+    Full,
 }
 
 /// No instance was allowed in time.
@@ -187,9 +213,22 @@ impl Admission {
     pub fn new(instances: usize, queue_length: usize, wait: std::time::Duration) -> Admission {
         Admission {
             instances: Arc::new(Semaphore::new(instances)),
+            places: instances,
+            cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             queued: AtomicUsize::new(0),
             queue_length,
             wait,
+        }
+    }
+
+    fn strain(&self) -> Strain {
+        let spare = self.instances.available_permits();
+        if self.queued.load(Ordering::Relaxed) > 0 || spare < (self.places / 8).max(1) {
+            Strain::Full
+        } else if self.places.saturating_sub(spare) >= self.cores {
+            Strain::Busy
+        } else {
+            Strain::Calm
         }
     }
 

@@ -57,6 +57,7 @@ pub struct Program {
     surroundings: Surroundings,
 }
 
+#[derive(Clone)]
 enum Kind {
     /// No component: the granted model of this name, as it is.
     Model(String),
@@ -153,6 +154,30 @@ impl Program {
         Program { kind: Kind::Model(name), streams: false, surroundings }
     }
 
+    /// The same program for calls that nothing may come of but their answers: requests to elsewhere are denied, what is
+    /// written to key-value stores is seen by the same call alone, models that a guest brings are refused. Its
+    /// inferences go last, and none of its calls is counted as one of the function's. Keeps its output where it has a
+    /// log.
+    #[must_use]
+    pub fn isolated(&self, log: Option<&Arc<FunctionLog>>) -> Program {
+        let around = &self.surroundings;
+        let surroundings = Surroundings {
+            engines: Arc::clone(&around.engines),
+            residency: Arc::clone(&around.residency),
+            granted: Arc::new(around.granted.isolated()),
+            take_in: around.take_in.clone(),
+            grants: Arc::new(Grants { isolated: true, ..Grants::clone(&around.grants) }),
+            log: log.map_or_else(FunctionLog::none, Arc::clone),
+            ..*around
+        };
+        Program { kind: self.kind.clone(), streams: self.streams, surroundings }
+    }
+
+    /// Where its guests' output goes.
+    pub fn log(&self) -> &Arc<FunctionLog> {
+        &self.surroundings.log
+    }
+
     /// Whether it takes and gives tensors.
     pub fn is_typed(&self) -> bool {
         matches!(self.kind, Kind::Model(_) | Kind::Typed(_))
@@ -198,7 +223,8 @@ impl Program {
     fn session(&self, deadline: Instant, priority: Priority) -> Session {
         let around = &self.surroundings;
         let (residency, granted) = (Arc::clone(&around.residency), Arc::clone(&around.granted));
-        Session::new(residency, granted, around.take_in.clone(), deadline, priority)
+        let session = Session::new(residency, granted, around.take_in.clone(), deadline, priority);
+        if around.grants.isolated { session.isolated() } else { session }
     }
 
     fn store(&self, deadline: Deadline, priority: Priority) -> Result<Store<State>, CallError> {

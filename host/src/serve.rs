@@ -11,7 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
-use crate::function::{Asker, Function, Functions, Matched, Release, Snapshot, Target};
+use crate::function::{Asker, Function, Functions, Matched, Release, Snapshot, Target, shadow};
 use crate::instance::Deadline;
 use crate::nn::Usage;
 use crate::telemetry::FunctionMetrics;
@@ -84,6 +84,8 @@ pub struct Trace {
     pub error: Option<(String, &'static str)>,
     /// What an error says of the function.
     pub outcome: Option<Outcome>,
+    /// The call, to be given to a candidate as well when this goes.
+    pub shadow: Option<Arc<shadow::Pending>>,
 }
 
 impl Trace {
@@ -285,9 +287,10 @@ impl Server {
             typed_function::answer(self, function, call, trace).await
         } else {
             let wait = self.limits.body_read;
-            let request = http_function::prepare(request, matched, client, head, revision, wait).await?;
+            let (request, shadowed) =
+                http_function::prepare(request, matched, client, head, function, wait).await?;
             let permit = self.acquire(function, trace).await?;
-            http_function::answer(function, request, permit, trace).await
+            http_function::answer(function, request, shadowed, permit, trace).await
         }
     }
 
@@ -407,6 +410,9 @@ impl Answering<'_> {
         let Answering { server, head, started, trace, .. } = self;
         if let Some(function) = trace.function.as_ref().filter(|function| is_http(function)) {
             observe_answer(function, response, trace);
+        }
+        if let Some(shadow) = &trace.shadow {
+            shadow.identify(head.request_id.header());
         }
         if let Some(function) = &trace.function {
             let telemetry = Arc::clone(&server.functions.telemetry);

@@ -29,6 +29,7 @@ pub struct Telemetry {
     cold_starts: Family<FunctionLabel, Counter>,
     cache_hits: Family<FunctionLabel, Counter>,
     cache_misses: Family<FunctionLabel, Counter>,
+    shadowed: Family<ShadowLabels, Counter>,
     loads: Family<BackendLabel, Counter>,
     load_failures: Family<BackendLabel, Counter>,
     load: Family<BackendLabel, Histogram>,
@@ -56,6 +57,13 @@ struct ErrorLabels {
     function: String,
     revision: u64,
     error: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ShadowLabels {
+    function: String,
+    revision: u64,
+    result: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -132,6 +140,7 @@ impl Telemetry {
             cold_starts: Family::default(),
             cache_hits: Family::default(),
             cache_misses: Family::default(),
+            shadowed: Family::default(),
             loads: Family::default(),
             load_failures: Family::default(),
             load: Family::new_with_constructor(seconds),
@@ -201,6 +210,11 @@ impl Telemetry {
             Unit::Seconds,
             self.load.clone(),
         );
+        registry.register(
+            "shadow_calls",
+            "Live calls of the stable revision that a candidate, whose revision this is, was to get as well, by result",
+            self.shadowed.clone(),
+        );
         registry.register("graph_evictions", "Graphs that left memory, by reason", self.evictions.clone());
         registry.register("graphs", "Graphs in memory", self.graphs.clone());
         registry.register_with_unit(
@@ -265,6 +279,29 @@ impl Telemetry {
             self.infer.remove(&labels);
             self.infer_queue.remove(&labels);
             self.rows.remove(&labels);
+        }
+    }
+
+    /// Counts of the live calls that a candidate got as well, by one of `results` each; they stay until they are
+    /// [forgotten](Self::forget_shadow).
+    pub fn shadow<const N: usize>(
+        &self,
+        function: &str,
+        revision: u64,
+        results: [&'static str; N],
+    ) -> [Counter; N] {
+        results.map(|result| {
+            self.shadowed.get_or_create_owned(&ShadowLabels {
+                function: function.to_owned(),
+                revision,
+                result,
+            })
+        })
+    }
+
+    pub fn forget_shadow(&self, function: &str, revision: u64, results: &[&'static str]) {
+        for result in results {
+            self.shadowed.remove(&ShadowLabels { function: function.to_owned(), revision, result });
         }
     }
 

@@ -1,24 +1,23 @@
 //! `tenon check`: runs an app's golden samples, on any backend, and shows what its functions cost.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use bytes::Bytes;
 use clap::Args;
 
 use super::app::{App, AppArgs, From, Sources};
 use super::progress::Progress;
 use crate::artifact::manifest::{Files, Manifest};
-use crate::artifact::sample::{self, Sample};
+use crate::artifact::sample::Sample;
 use crate::config::{BACKENDS, Config};
 use crate::deploy::Deployer;
 use crate::function::{Function, Release};
 use crate::host::{self, Surroundings};
 use crate::samples::files::{among, open, title};
-use crate::samples::{self, Golden, Verdict};
+use crate::samples::{self, Verdict};
 
 mod cost;
 mod table;

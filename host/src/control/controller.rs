@@ -18,7 +18,7 @@ use super::{BoxFuture, Control, ControlError, Upload};
 use crate::artifact::oci::Digest;
 use crate::artifact::pins::{PinError, Pins};
 use crate::deploy::Deployer;
-use crate::function::{Functions, Release};
+use crate::function::{Function, Functions, Release, Route, Target};
 use crate::rollout::store::{Store, StoreError};
 
 mod drive;
@@ -38,7 +38,7 @@ pub struct Controller {
     sources: Sources,
     apps: Mutex<BTreeMap<String, Arc<Slot>>>,
     /// Every release that may still be in memory: who lets go of a graph looks here whether another has it.
-    releases: Mutex<Vec<Weak<Release>>>,
+    releases: Releases,
 }
 
 /// Why the control plane does not start.
@@ -75,7 +75,7 @@ impl Controller {
             store: Arc::new(store),
             pins: Arc::new(pins),
             apps: Mutex::default(),
-            releases: Mutex::default(),
+            releases: Releases::default(),
         }))
     }
 
@@ -105,41 +105,46 @@ impl Controller {
         releases.push(Arc::downgrade(release));
     }
 
-    /// Waits until nothing of a release runs any more, for a bounded time, and then has its graphs leave memory that no
-    /// other release has.
-    async fn retire(&self, release: Arc<Release>) {
-        const LOOK: Duration = Duration::from_millis(10);
-        let longest = release.functions.iter().map(|function| function.revision.deadline_ms).max();
-        let until = tokio::time::Instant::now() + Duration::from_millis(longest.unwrap_or_default() + 1000);
-        let idle = || {
-            // A request keeps the snapshot, and what runs longer than its head the function.
-            Arc::strong_count(&release) == 1
-                && release.functions.iter().all(|function| {
-                    let own = if function.revision.program.is_typed() { 2 } else { 1 };
-                    Arc::strong_count(function) <= own + routes_to(&release, function)
-                })
-        };
-        while !idle() && tokio::time::Instant::now() < until {
-            tokio::time::sleep(LOOK).await;
-        }
-        let others: Vec<Arc<Release>> = {
-            let releases = self.releases.lock().unwrap_or_else(PoisonError::into_inner);
-            releases.iter().filter_map(Weak::upgrade).filter(|other| !Arc::ptr_eq(other, &release)).collect()
-        };
-        for function in &release.functions {
-            let programs = others.iter().flat_map(|other| &other.functions);
-            let programs: Vec<_> = programs.map(|other| other.revision.program.as_ref()).collect();
-            function.revision.program.unload_models_unless(&programs).await;
-        }
+    /// Lets go of a release in the background: see [`retire`].
+    fn retire_later(&self, release: Arc<Release>) {
+        tokio::spawn(retire(release, Arc::clone(&self.releases)));
     }
 }
 
-/// How often the routes of a release name a function.
-fn routes_to(release: &Release, function: &Arc<crate::function::Function>) -> usize {
-    let is_it = |route: &&crate::function::Route| {
-        matches!(&route.target, crate::function::Target::Function(other) if Arc::ptr_eq(other, function))
+/// Releases that may be in memory.
+type Releases = Arc<Mutex<Vec<Weak<Release>>>>;
+
+/// Waits until nothing of a release runs any more, for a bounded time, and then has its graphs leave memory that no
+/// other release has.
+async fn retire(release: Arc<Release>, releases: Releases) {
+    const LOOK: Duration = Duration::from_millis(10);
+    let longest = release.functions.iter().map(|function| function.revision.deadline_ms).max();
+    let until = tokio::time::Instant::now() + Duration::from_millis(longest.unwrap_or_default() + 1000);
+    // A request keeps the snapshot, and what runs on after its head the function.
+    let idle = || {
+        let alone = |function: &Arc<Function>| Arc::strong_count(function) <= held(&release, function);
+        Arc::strong_count(&release) == 1 && release.functions.iter().all(alone)
     };
-    release.routes.iter().filter(is_it).count()
+    while !idle() && tokio::time::Instant::now() < until {
+        tokio::time::sleep(LOOK).await;
+    }
+    let others: Vec<Arc<Release>> = {
+        let releases = releases.lock().unwrap_or_else(PoisonError::into_inner);
+        releases.iter().filter_map(Weak::upgrade).filter(|other| !Arc::ptr_eq(other, &release)).collect()
+    };
+    for function in &release.functions {
+        let programs = others.iter().flat_map(|other| &other.functions);
+        let programs: Vec<_> = programs.map(|other| other.revision.program.as_ref()).collect();
+        function.revision.program.unload_models_unless(&programs).await;
+    }
+}
+
+/// How often a release itself holds a function.
+fn held(release: &Release, function: &Arc<Function>) -> usize {
+    let is_it = |route: &&Route| matches!(&route.target, Target::Function(it) if Arc::ptr_eq(it, function));
+    let routes = release.routes.iter().filter(is_it).count();
+    let models = release.models.values().filter(|model| Arc::ptr_eq(model, function)).count();
+    1 + routes + models
 }
 
 /// The time, in milliseconds since 1970.

@@ -11,8 +11,8 @@ use crate::artifact::cache::Cache;
 use crate::artifact::manifest::{Files, Manifest};
 use crate::artifact::oci::{Digest, ImageManifest, MAX_MANIFEST_BYTES};
 use crate::artifact::reference::Reference;
-use crate::artifact::registry::report::Report;
-use crate::artifact::registry::{Options, Pulled, Registry};
+
+use crate::artifact::registry::{Options, Pulled, Registry, Report};
 use crate::artifact::signature::policy::Policy;
 use crate::artifact::signature::transfer::verified;
 use crate::artifact::{modelpack, unpack};
@@ -63,7 +63,10 @@ impl Sources {
 
     async fn registry(&self) -> Result<&Registry, ControlError> {
         let make = async || Registry::new(Options::new(&self.config.registry, false));
-        self.registry.get_or_try_init(make).await.map_err(|error| ControlError::not_deployable(error.to_string()))
+        self.registry
+            .get_or_try_init(make)
+            .await
+            .map_err(|error| ControlError::not_deployable(error.to_string()))
     }
 
     /// Finds out what a reference leads to. One that names a digest need not be asked for where it is here.
@@ -131,8 +134,9 @@ impl Sources {
             let Some(bytes) = store.read(&digest, MAX_MANIFEST_BYTES).map_err(unreadable)? else {
                 return Err(missing(&digest));
             };
-            let manifest = ImageManifest::parse(&bytes)
-                .map_err(|error| ControlError::invalid(format!("the manifest {digest} cannot be read: {error}")))?;
+            let manifest = ImageManifest::parse(&bytes).map_err(|error| {
+                ControlError::invalid(format!("the manifest {digest} cannot be read: {error}"))
+            })?;
             for blob in manifest.blobs() {
                 if store.get(&blob.digest).map_err(unreadable)?.is_none() {
                     return Err(missing(&blob.digest));
@@ -220,7 +224,8 @@ impl Sources {
             }
             pulled.push(image);
         }
-        modelpack::resolve(manifest, &files).map_err(|error| ControlError::not_deployable(error.to_string()))?;
+        modelpack::resolve(manifest, &files)
+            .map_err(|error| ControlError::not_deployable(error.to_string()))?;
         Ok(pulled)
     }
 
@@ -230,7 +235,9 @@ impl Sources {
 }
 
 fn missing(digest: &Digest) -> ControlError {
-    ControlError::invalid(format!("the blob {digest} is not here; upload it first (`PUT /v1/blobs/{digest}`)"))
+    ControlError::invalid(format!(
+        "the blob {digest} is not here; upload it first (`PUT /v1/blobs/{digest}`)"
+    ))
 }
 
 fn unreadable(error: BlobError) -> ControlError {
@@ -238,7 +245,9 @@ fn unreadable(error: BlobError) -> ControlError {
 }
 
 /// Does what reads and writes files where it holds up nobody.
-pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ControlError> {
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ControlError> {
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|_| ControlError::internal("a task of the host failed; its log says more".to_owned()))

@@ -1,6 +1,7 @@
 //! A blob on its way in: its bytes as they come, and the cache that takes them.
 
 use std::pin::Pin;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::Body;
@@ -11,8 +12,17 @@ use super::interface::ControlError;
 use crate::artifact::blobs::{BlobError, Blobs, Incoming, Receiving};
 use crate::artifact::oci::Digest;
 
+/// How long the bytes of a blob may pause.
+pub(super) const PAUSE: Duration = Duration::from_secs(30);
+/// The slowest that they may come in bytes per second, all in all.
+const SLOWEST: u64 = 32 << 10;
 /// The most bytes that are handed to the disk at once.
 const PIECE_BYTES: usize = 1 << 20;
+
+/// How long so many bytes may take at most.
+pub(super) fn bound(size: u64) -> Duration {
+    PAUSE + Duration::from_secs(size / SLOWEST)
+}
 
 /// The bytes of a blob, bounded in number and in time by whoever made this.
 pub struct Upload {
@@ -35,6 +45,11 @@ impl Upload {
     /// How many bytes the caller says that the blob has.
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// How long it may take at most to come.
+    pub(super) fn bound(&self) -> Duration {
+        bound(self.size)
     }
 
     /// The next bytes; `None` at the end.

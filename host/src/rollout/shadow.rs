@@ -155,6 +155,61 @@ impl ShadowCounts {
     }
 }
 
+/// Why a live call was not shadowed, or its answers could not be compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeftOut {
+    /// As many calls wait as may.
+    QueueFull,
+    /// The host had live calls to answer.
+    HostBusy,
+    /// It holds more than one shadowed call may.
+    TooLarge,
+    /// Its caller takes several answers.
+    Streamed,
+    /// The stable revision failed itself.
+    StableFailed,
+    /// The stable revision has not read the whole body of the request, which nobody knows therefore.
+    BodyNotRead,
+    /// It sends requests to elsewhere.
+    OutboundDenied,
+    /// It brings models of its own.
+    GuestModelDenied,
+    /// The memory or the threads for models are in use.
+    ModelsBusy,
+    /// The host could not run it.
+    NotRun,
+}
+
+impl LeftOut {
+    pub const ALL: [LeftOut; 10] = [
+        LeftOut::QueueFull,
+        LeftOut::HostBusy,
+        LeftOut::TooLarge,
+        LeftOut::Streamed,
+        LeftOut::StableFailed,
+        LeftOut::BodyNotRead,
+        LeftOut::OutboundDenied,
+        LeftOut::GuestModelDenied,
+        LeftOut::ModelsBusy,
+        LeftOut::NotRun,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            LeftOut::QueueFull => "queue-full",
+            LeftOut::HostBusy => "host-busy",
+            LeftOut::TooLarge => "too-large",
+            LeftOut::Streamed => "streamed",
+            LeftOut::StableFailed => "stable-failed",
+            LeftOut::BodyNotRead => "body-not-read",
+            LeftOut::OutboundDenied => "outbound-denied",
+            LeftOut::GuestModelDenied => "guest-model-denied",
+            LeftOut::ModelsBusy => "models-busy",
+            LeftOut::NotRun => "not-run",
+        }
+    }
+}
+
 /// What was found of one function.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {

@@ -155,8 +155,17 @@ impl Server {
             return Ok(Outcome { reply, _permit: None, share: caller.share });
         }
         let missed = started.elapsed();
+        let shadowed = function.shadow.ask(&request, responses.is_some());
         // What fails is counted where its caller is told.
         let computed = self.compute(function, request, deadline, responses, trace).await;
+        if let Some(shadowed) = shadowed {
+            let answer = match &computed {
+                Ok((reply, _)) => Some(Ok(reply)),
+                Err(AnswerError::Call(error)) => Some(Err(error)),
+                Err(_) => None,
+            };
+            trace.shadow = answer.and_then(|answer| shadowed.answered(answer)).map(Arc::new);
+        }
         let (reply, permit) = computed.map_err(|error| match error {
             AnswerError::Call(CallError::DeadlineExceeded(ms)) if ms < function.revision.deadline_ms => {
                 AnswerError::CallerDeadline(ms)

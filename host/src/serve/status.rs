@@ -4,8 +4,8 @@ use thiserror::Error;
 
 use super::json::Refused;
 use crate::function::Overloaded;
-use crate::telemetry::observations::Outcome;
 use crate::instance::CallError;
+use crate::telemetry::observations::Outcome;
 
 /// Why a request was not answered as asked.
 #[derive(Debug, Error)]

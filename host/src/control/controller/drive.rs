@@ -171,8 +171,12 @@ impl Controller {
             }
             let numbers = (state.record.next_revision, state.record.next_rollout);
             let revision = state.record.stable;
-            let record =
-                AppRecord { next_revision: numbers.0, next_rollout: numbers.1, removed: true, ..AppRecord::default() };
+            let record = AppRecord {
+                next_revision: numbers.0,
+                next_rollout: numbers.1,
+                removed: true,
+                ..AppRecord::default()
+            };
             let text = format!("`{app}` is taken out of service");
             let details = serde_json::Value::Null;
             let event = Event { time_ms: now_ms(), revision, event: "removed".to_owned(), text, details };
@@ -187,7 +191,7 @@ impl Controller {
         };
         let releases: Vec<_> = loaded.into_values().map(|loaded| loaded.release).collect();
         for release in releases {
-            self.retire(release).await;
+            super::retire(release, Arc::clone(&self.releases)).await;
         }
         Ok(())
     }
@@ -251,7 +255,9 @@ impl Controller {
         events: Vec<Event>,
     ) -> Result<(), ControlError> {
         let traffic = state.traffic(&record);
-        let back = under_way(&state.record).is_some() && under_way(&record).is_none() && record.stable == state.record.stable;
+        let back = under_way(&state.record).is_some()
+            && under_way(&record).is_none()
+            && record.stable == state.record.stable;
         self.functions.publish(&slot.name, traffic).map_err(conflict)?;
         let former = std::mem::replace(&mut state.record, record);
         let (name, kept) = (slot.name.clone(), state.record.clone());
@@ -285,7 +291,7 @@ impl Controller {
     }
 
     /// Has calls noted where they are judged.
-    fn watch(&self, state: &State) {
+    pub(super) fn watch(&self, state: &State) {
         let rollout = state.rollout();
         for (revision, loaded) in &state.loaded {
             let judged = rollout.is_some_and(|rollout| {
@@ -352,7 +358,12 @@ impl Controller {
 }
 
 /// What was counted since the last look, and all that has been counted.
-fn count(state: &State) -> (BTreeMap<String, Arms>, BTreeMap<String, (crate::telemetry::observations::Tally, crate::telemetry::observations::Tally)>) {
+fn count(
+    state: &State,
+) -> (
+    BTreeMap<String, Arms>,
+    BTreeMap<String, (crate::telemetry::observations::Tally, crate::telemetry::observations::Tally)>,
+) {
     let (mut arms, mut counted) = (BTreeMap::new(), BTreeMap::new());
     let Some(rollout) = state.rollout() else { return (arms, counted) };
     let candidate = state.loaded.get(&rollout.candidate).map(|loaded| &loaded.release);
@@ -370,7 +381,7 @@ fn count(state: &State) -> (BTreeMap<String, Arms>, BTreeMap<String, (crate::tel
 }
 
 /// What is decided is also done, without waiting for another tick.
-fn settle(rollout: &mut Rollout) -> Vec<Change> {
+pub(super) fn settle(rollout: &mut Rollout) -> Vec<Change> {
     let mut changes = Vec::new();
     while matches!(rollout.phase, Phase::Promoting | Phase::Aborting) {
         changes.extend(rollout.tick(now_ms(), None));

@@ -64,8 +64,7 @@ impl Controller {
         }
         let (name, digest) = (app.manifest.name.clone(), image.digest);
         let slot = self.slot_for(&name)?;
-        let (revision, unchanged, live) =
-            self.make_ready_in(&slot, &request, &image, app, &reporter).await?;
+        let (revision, unchanged, live) = self.make_ready_in(&slot, &request, &image, app, &reporter).await?;
         Ok(Prepared { app: name, revision, digest: digest.to_string(), unchanged, live })
     }
 
@@ -119,7 +118,8 @@ impl Controller {
         self.check_conflicts(&slot.name, &release)?;
         reporter.step("load models", warm(&release)).await?;
         if request.skip_samples {
-            reporter.say(Progress::Warning { text: "golden samples are not run (`skip_samples`)".to_owned() });
+            reporter
+                .say(Progress::Warning { text: "golden samples are not run (`skip_samples`)".to_owned() });
         } else {
             reporter.step("golden samples", try_out(&release, &app, reporter)).await?;
         }
@@ -135,7 +135,8 @@ impl Controller {
         };
         let mut state = slot.state.lock().await;
         let mut record = state.record.clone();
-        let event = said("prepared", revision, &format!("revision {revision} is ready"), request.message.as_deref());
+        let event =
+            said("prepared", revision, &format!("revision {revision} is ready"), request.message.as_deref());
         record.revisions.insert(revision, described);
         let forgotten = record.forget_old(REMEMBERED);
         self.keep(slot, &mut state, record, vec![event]).await?;
@@ -239,7 +240,13 @@ impl Controller {
         Ok(Arc::clone(slot.or_insert_with(|| Arc::new(Slot::new(app, AppRecord::default())))))
     }
 
-    async fn pin(&self, app: &str, revision: u64, digests: Vec<Digest>, from: &App) -> Result<(), ControlError> {
+    async fn pin(
+        &self,
+        app: &str,
+        revision: u64,
+        digests: Vec<Digest>,
+        from: &App,
+    ) -> Result<(), ControlError> {
         let (pins, blobs, owner) = (Arc::clone(&self.pins), from.blobs.clone(), owner(app, revision));
         let pinned = blocking(move || pins.pin(&owner, &digests, &blobs)).await?;
         pinned.map_err(|error| ControlError::internal(format_args!("its blobs cannot be kept: {error}")))
@@ -273,14 +280,16 @@ fn same(state: &State, digest: &str, request: &Prepare) -> Option<(u64, bool, bo
     if let Some(revision) = state.prepared.map(|(revision, _)| revision).filter(is_same) {
         return Some((revision, true, false));
     }
-    let live = state.record.stable.filter(is_same).filter(|_| candidate.is_none() && state.prepared.is_none());
+    let live =
+        state.record.stable.filter(is_same).filter(|_| candidate.is_none() && state.prepared.is_none());
     live.map(|revision| (revision, true, true))
 }
 
 /// # Errors
 /// Where callers may break, or the revision may do more, and nobody said that this is meant.
 fn compare(live: &Described<'_>, new: &Described<'_>, request: &Prepare) -> Result<(), ControlError> {
-    let listed = |sentences: Vec<String>| sentences.iter().map(|one| format!("\n- {one}")).collect::<String>();
+    let listed =
+        |sentences: Vec<String>| sentences.iter().map(|one| format!("\n- {one}")).collect::<String>();
     let breaks = interface_breaks(live, new);
     if !breaks.is_empty() && !request.allow_incompatible {
         return Err(ControlError::not_compatible(format_args!(
@@ -337,7 +346,8 @@ async fn try_out(release: &Arc<Release>, app: &App, reporter: &Reporter) -> Resu
     }
     if failed.is_empty() {
         if passed == 0 {
-            let text = "it has no golden samples, so its answers were not looked at (docs/samples.md)".to_owned();
+            let text =
+                "it has no golden samples, so its answers were not looked at (docs/samples.md)".to_owned();
             reporter.say(Progress::Warning { text });
         }
         return Ok(());

@@ -39,7 +39,11 @@ impl Controller {
         match kept.await? {
             Ok(restored) => {
                 for (owner, lost) in &restored.lost {
-                    tracing::warn!(owner, blobs = lost.len(), "blobs of a deployed revision are damaged or gone");
+                    tracing::warn!(
+                        owner,
+                        blobs = lost.len(),
+                        "blobs of a deployed revision are damaged or gone"
+                    );
                 }
             }
             Err(error) => tracing::warn!(%error, "what is deployed cannot be put back into the cache"),
@@ -76,13 +80,18 @@ impl Controller {
         let mut events = Vec::new();
         // What was made ready and not started is forgotten: who made it has lost the host.
         let needed = needed(&record);
-        let started: BTreeSet<u64> =
-            record.rollout.iter().flat_map(|rollout| [Some(rollout.candidate), rollout.stable]).flatten().collect();
+        let started: BTreeSet<u64> = record
+            .rollout
+            .iter()
+            .flat_map(|rollout| [Some(rollout.candidate), rollout.stable])
+            .flatten()
+            .collect();
         let newest = started.iter().max().copied().unwrap_or_default().max(record.stable.unwrap_or_default());
         let lost: Vec<u64> = record.revisions.keys().copied().filter(|revision| *revision > newest).collect();
         for revision in lost {
             record.revisions.remove(&revision);
-            let text = format!("revision {revision} is forgotten: the host ended before its rollout was started");
+            let text =
+                format!("revision {revision} is forgotten: the host ended before its rollout was started");
             events.push(said("discarded", revision, &text, None));
         }
         let Some(stable) = record.stable else {
@@ -108,7 +117,9 @@ impl Controller {
                         let changes = [changes, super::drive::settle(rollout)].concat();
                         let now = super::now_ms();
                         events.extend(
-                            changes.into_iter().map(|change| crate::rollout::store::Event::of(change, revision, now)),
+                            changes
+                                .into_iter()
+                                .map(|change| crate::rollout::store::Event::of(change, revision, now)),
                         );
                     }
                 }

@@ -39,6 +39,8 @@ pub(super) struct State {
     pub(super) counted: BTreeMap<String, (Tally, Tally)>,
     pub(super) looked: Option<Instant>,
     pub(super) warmed: Option<Instant>,
+    /// When the record was kept last that the rollout's looks change.
+    pub(super) kept: Option<Instant>,
 }
 
 /// A revision in memory, and what it was made of.

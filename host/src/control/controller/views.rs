@@ -1,7 +1,7 @@
 //! What people are told of apps, revisions and rollouts.
 
-use super::slot::{Slot, State, under_way};
 use super::Controller;
+use super::slot::{Slot, State, under_way};
 use crate::control::ControlError;
 use crate::control::wire::{
     AppStatus, FunctionStatus, HistoryEntry, HostStatus, RevisionStatus, RolloutStatus, ShadowStatus,
@@ -80,7 +80,8 @@ impl Slot {
 impl State {
     fn revisions(&self) -> Vec<RevisionStatus> {
         let candidate = under_way(&self.record).map(|rollout| (rollout.candidate, rollout.traffic()));
-        let tried = candidate.as_ref().map_or(0, |(_, wanted)| if wanted.candidate { wanted.weight } else { 0 });
+        let tried =
+            candidate.as_ref().map_or(0, |(_, wanted)| if wanted.candidate { wanted.weight } else { 0 });
         let weight = |revision: u64| match &candidate {
             Some((candidate, _)) if *candidate == revision => tried,
             _ if self.record.stable == Some(revision) => WHOLE - tried,

@@ -1,18 +1,21 @@
 //! What is kept of all comparisons of one function, in bounded memory.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::capture::{Asked, Kept};
 use super::compare::{Comparison, Part, Severity};
-use super::{Bin, Cost, Disagreement, OutputReport, Report, ShadowCounts, ShadowSettings};
+use super::{Bin, Cost, Disagreement, LeftOut, OutputReport, Report, ShadowCounts, ShadowSettings};
 
 /// Takes what shadowed calls of one function came to.
 pub struct Recorder {
     function: String,
     settings: ShadowSettings,
     state: Mutex<State>,
+    /// Counted where live calls are answered, which nothing may hold up.
+    left_out: [AtomicU64; LeftOut::ALL.len()],
 }
 
 /// What one run took of the host.
@@ -44,7 +47,6 @@ struct State {
     candidate: Costs,
     stable: Costs,
     failures: BTreeMap<&'static str, u64>,
-    left_out: BTreeMap<&'static str, u64>,
 }
 
 struct Worst {
@@ -86,7 +88,12 @@ const LONGEST: usize = 400;
 
 impl Recorder {
     pub fn new(function: &str, settings: &ShadowSettings) -> Recorder {
-        Recorder { function: function.to_owned(), settings: settings.clone(), state: Mutex::default() }
+        Recorder {
+            function: function.to_owned(),
+            settings: settings.clone(),
+            state: Mutex::default(),
+            left_out: Default::default(),
+        }
     }
 
     pub fn settings(&self) -> &ShadowSettings {
@@ -137,8 +144,8 @@ impl Recorder {
     }
 
     /// A call that was not shadowed or could not be compared, and why.
-    pub fn left_out(&self, reason: &'static str) {
-        *self.lock().left_out.entry(reason).or_default() += 1;
+    pub fn left_out(&self, reason: LeftOut) {
+        self.left_out[reason as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     pub fn counts(&self) -> ShadowCounts {
@@ -148,8 +155,10 @@ impl Recorder {
     pub fn report(&self) -> Report {
         let state = self.lock();
         let counts = state.counts;
-        let named =
-            |counts: &BTreeMap<&str, u64>| counts.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect();
+        let left_out = LeftOut::ALL.into_iter().filter_map(|reason| {
+            let count = self.left_out[reason as usize].load(Ordering::Relaxed);
+            (count > 0).then(|| (reason.name().to_owned(), count))
+        });
         let worst = state.worst.iter().map(|worst| {
             let request = worst.request.as_ref().map(Kept::shown);
             Disagreement { request, ..worst.disagreement.clone() }
@@ -163,8 +172,8 @@ impl Recorder {
             worst: worst.collect(),
             candidate: state.candidate.report(),
             stable: state.stable.report(),
-            failures: named(&state.failures),
-            left_out: named(&state.left_out),
+            failures: state.failures.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect(),
+            left_out: left_out.collect(),
         }
     }
 

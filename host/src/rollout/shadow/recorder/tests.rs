@@ -48,7 +48,7 @@ fn everything_is_counted_once() {
     for _ in 0..3 {
         record(&recorder, &trapped(), Some(1.0), &[]);
     }
-    recorder.left_out("queue-full");
+    recorder.left_out(LeftOut::QueueFull);
     let counts = recorder.counts();
     let expected =
         ShadowCounts { compared: 100, mismatched: 10, replayed: 94, noisy: 1, non_finite: 1, failed: 3 };
