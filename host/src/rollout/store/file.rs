@@ -184,7 +184,12 @@ fn create(dir: &Path, path: &Path) -> Result<(), StoreError> {
         initialise(file).map_err(io::Error::other)?;
         kept.sync_all()?;
         fs::rename(&new, path)?;
-        fs::File::open(dir)?.sync_all()
+        fs::File::open(dir)?.sync_all()?;
+        // The folder may be new as well. Where its own folder cannot be opened, it was not made by us.
+        if let Some(parent) = dir.parent().and_then(|parent| fs::File::open(parent).ok()) {
+            parent.sync_all()?;
+        }
+        Ok(())
     })();
     made.map_err(|error| unavailable(path, format!("it cannot be made: {error}; {ANOTHER}")))
 }
