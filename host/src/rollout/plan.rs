@@ -14,6 +14,8 @@ pub use percent::{WHOLE, hundredths, percent};
 ///
 /// Reading one, from a TOML file or as JSON, is strict: unknown keys and numbers out of bounds are refused, all at
 /// once. What was read is complete: steps that were left out are those of the strategy.
+///
+/// What is derived here reads and writes the store, see [`stored`]; the traits below do the rest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct Plan {
