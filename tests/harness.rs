@@ -244,11 +244,18 @@ impl TestHost {
         self.operator("/metrics").await.text()
     }
 
-    /// One metric, such as `tenon_instances` or `tenon_requests_total{function="app/echo"}`; 0 where it is not.
+    /// One metric, such as `tenon_instances` or `tenon_requests_total{function="app/echo"}`, of all revisions together;
+    /// 0 where it is not.
     pub(crate) async fn metric(&self, name: &str) -> f64 {
         let metrics = self.metrics().await;
-        let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.map_or(0.0, |value| value.parse().expect("a metric is a number"))
+        let values = metrics.lines().filter_map(|line| {
+            let (start, rest) = line.split_once(",revision=\"").unwrap_or((line, ""));
+            let rest =
+                rest.trim_start_matches(|c: char| c.is_ascii_digit()).strip_prefix('"').unwrap_or(rest);
+            let line = format!("{start}{rest}");
+            line.strip_prefix(name)?.strip_prefix(' ')?.parse::<f64>().ok()
+        });
+        values.sum()
     }
 
     /// What the component `id` has written to `stdout` or `stderr`.

@@ -62,7 +62,12 @@ fn answer(request: &Request<Incoming>, functions: &Functions, server: &Server) -
         }
         "/ready" => respond(StatusCode::OK, "text/plain", "OK\n"),
         "/functions" => {
-            let functions: Vec<_> = functions.snapshot().functions.iter().map(|f| describe(f)).collect();
+            let functions: Vec<_> = functions
+                .snapshot()
+                .releases()
+                .flat_map(|release| &release.functions)
+                .map(|function| describe(function))
+                .collect();
             respond(StatusCode::OK, "application/json", format!("{:#}\n", Value::Array(functions)))
         }
         _ => {
@@ -89,6 +94,7 @@ fn describe(function: &Function) -> Value {
         .collect();
     json!({
         "name": function.name,
+        "revision": function.version,
         "digest": format!("sha256:{}", revision.digest),
         "kind": revision.program.kind_name(),
         "models": models,

@@ -11,6 +11,7 @@ pub mod manifest;
 pub mod modelpack;
 pub mod oci;
 pub mod package;
+pub mod pins;
 pub mod reference;
 pub mod registry;
 pub mod sample;

@@ -1,5 +1,6 @@
 //! The operator's settings: `host.toml`, its defaults and bounds, and everything read from the environment.
 
+mod control;
 pub(crate) mod document;
 mod keys;
 
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 
+pub use control::{Control, NoStateDir, Scope, Socket, Token, TokenSource, control_token};
 pub use document::{DocumentError, DocumentErrors};
 pub(crate) use keys::bounds;
 
@@ -23,6 +25,7 @@ pub type ConfigErrors = DocumentErrors;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Config {
     pub listen: Listen,
+    pub control: Control,
     pub cache: Cache,
     pub registry: Registry,
     pub key_value: KeyValue,

@@ -22,7 +22,9 @@ use crate::backend::vet::VetError;
 use crate::config::Config;
 use crate::function::revision::ModelSummary;
 use crate::function::route::{Route, StaticResponse};
-use crate::function::{App, Function, Functions, Revision, Routes, Settings, Snapshot, Target};
+use crate::function::{
+    App, Conflict, Function, Functions, Release, Revision, Routes, Settings, Target, Traffic,
+};
 use crate::instance::compile::{CompileError, compile};
 use crate::instance::engine::Engines;
 use crate::instance::log::FunctionLog;
@@ -33,10 +35,11 @@ use crate::key_value::{KeyValue, OpenError, Store};
 use crate::network::{AllowedHosts, Network};
 use crate::nn::Granted;
 
+pub mod compatibility;
 mod interface;
 mod models;
 
-pub use interface::Interface;
+pub use interface::{Interface, Tensor};
 pub use models::{Admitted, Intake};
 
 /// What deployments need of the host.
@@ -116,6 +119,8 @@ pub enum AppError {
     Functions(Vec<(String, DeployError)>),
     #[error("{0}")]
     Routes(String),
+    #[error(transparent)]
+    Conflict(#[from] Conflict),
 }
 
 /// What a person is told while a deployment goes on.
@@ -123,6 +128,13 @@ pub enum AppError {
 pub struct Step {
     pub what: String,
     pub took: Duration,
+}
+
+/// The revision that is being made.
+struct Making {
+    revision: u64,
+    /// Where its functions' own output goes.
+    logs: PathBuf,
 }
 
 /// A compiled component.
@@ -159,13 +171,36 @@ impl Deployer {
         files: &Files,
         report: &(dyn Fn(Step) + Sync),
     ) -> Result<(), AppError> {
+        let served = self.functions.snapshot().apps().get(&app.name).map(|traffic| traffic.stable.revision);
+        let revision = served.unwrap_or_default() + 1;
+        let release = self.release(app, files, revision, String::new(), report).await?;
+        self.functions.publish(&app.name, Some(Traffic::all(Arc::new(release))))?;
+        self.keep_bound();
+        Ok(())
+    }
+
+    /// Makes a revision of an app ready to be called, which nobody does yet. `digest` is what it was made of.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it, at once.
+    pub async fn release(
+        &self,
+        app: &Manifest,
+        files: &Files,
+        revision: u64,
+        digest: String,
+        report: &(dyn Fn(Step) + Sync),
+    ) -> Result<Release, AppError> {
+        // What is deployed beside other apps has its logs in a folder of its own.
+        let logs = if digest.is_empty() { self.logs.clone() } else { self.logs.join(&app.name) };
+        let making = Making { revision, logs };
         let mut functions = Vec::new();
         let mut errors = Vec::new();
         for component in &app.components {
             let name = app.function(component);
-            match self.function(app, component, files, report).await {
+            match self.function(app, component, files, &making, report).await {
                 Ok(function) if same_model_name(&functions, &function) => {
-                    errors.push((name, DeployError::SameModelName(function.model)));
+                    errors.push((name, DeployError::SameModelName(function.model.clone())));
                 }
                 Ok(function) => functions.push(Arc::new(function)),
                 Err(error) => errors.push((name, error)),
@@ -176,11 +211,14 @@ impl Deployer {
         }
         let routes = routes(app, &functions).map_err(AppError::Routes)?;
         let about = App { name: app.name.clone(), version: app.version.clone() };
-        self.functions.publish(Snapshot::new(about, functions, routes));
-        // What was compiled and derived counts too, and what was served until now may have made room for it.
+        Ok(Release::new(about, revision, digest, functions, routes))
+    }
+
+    /// Brings the cache back within its bound, in the background: what was compiled and derived counts too, and what is
+    /// no longer served may have made room for it.
+    pub fn keep_bound(&self) {
         let cache = self.intake.cache.clone();
         tokio::task::spawn_blocking(move || cache.keep_bound());
-        Ok(())
     }
 
     async fn function(
@@ -188,17 +226,19 @@ impl Deployer {
         app: &Manifest,
         component: &Component,
         files: &Files,
+        making: &Making,
         report: &(dyn Fn(Step) + Sync),
     ) -> Result<Function, DeployError> {
         let limits = self.limits(component)?;
-        let revision = self.revision(app, component, files, &limits, report).await?;
+        let code = self.revision(app, component, files, making, &limits, report).await?;
         let settings = Settings {
+            revision: making.revision,
             name: app.function(component),
             model: component.model_name.clone().unwrap_or_else(|| component.id.clone()),
             concurrency: limits.concurrency,
             response_cache_bytes: limits.response_cache_bytes,
         };
-        Ok(Function::new(settings, revision, &self.functions.telemetry))
+        Ok(Function::new(settings, code, &self.functions.telemetry))
     }
 
     async fn revision(
@@ -206,6 +246,7 @@ impl Deployer {
         app: &Manifest,
         component: &Component,
         files: &Files,
+        making: &Making,
         limits: &Limits,
         report: &(dyn Fn(Step) + Sync),
     ) -> Result<Revision, DeployError> {
@@ -214,7 +255,7 @@ impl Deployer {
             Source::Model => None,
             Source::Path(_) | Source::Url { .. } => Some(self.code(name, component, report).await?),
         };
-        let (granted, models) = self.models(app, component, report).await?;
+        let (granted, models) = self.models(app, component, making.revision, report).await?;
         let files = self.mount(component, files).await?;
         let grants = Grants {
             environment: component.environment.clone().into_iter().collect(),
@@ -222,6 +263,8 @@ impl Deployer {
             key_value_stores: self.key_value_stores(app, component).await?,
             files: files.as_ref().map(|files| files.path().to_owned()),
             outbound: Some(Arc::new(self.outbound(component)?)),
+            isolated: false,
+            keeps_nothing: false,
         };
         let surroundings = Surroundings {
             engines: Arc::clone(&self.engines),
@@ -229,7 +272,7 @@ impl Deployer {
             granted: Arc::new(granted),
             take_in: self.intake.take_in(),
             grants: Arc::new(grants),
-            log: FunctionLog::new(&self.logs, &component.id, self.config.log.function_log_mib << 20),
+            log: FunctionLog::new(&making.logs, &component.id, self.config.log.function_log_mib << 20),
             memory_bytes: limits.memory_bytes,
             table_elements: self.config.limits.table_elements,
             handles: self.config.limits.handles,
@@ -372,6 +415,7 @@ impl Deployer {
         &self,
         app: &Manifest,
         component: &Component,
+        revision: u64,
         report: &(dyn Fn(Step) + Sync),
     ) -> Result<(Granted, Vec<ModelSummary>), DeployError> {
         let name = &app.function(component);
@@ -397,8 +441,8 @@ impl Deployer {
                 batching: admitted.model.batching,
                 signature: admitted.signature,
             });
-            let metrics = self.functions.telemetry.model(name, model_name, backend);
-            let grant = crate::nn::GrantedModel { model: admitted.model, metrics };
+            let metrics = self.functions.telemetry.model(name, revision, model_name, backend);
+            let grant = crate::nn::GrantedModel { model: admitted.model, metrics: Some(metrics) };
             granted.models.insert(model_name.clone(), grant);
         }
         Ok((granted, summaries))

@@ -1,34 +1,48 @@
 //! The functions of this host, and the snapshot of them that a request keeps to its end.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
+use http::HeaderValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::telemetry::observations::Observations;
 use crate::telemetry::{FunctionMetrics, Telemetry};
 
 pub mod cache;
+pub mod release;
 pub mod revision;
 pub mod route;
+pub mod shadow;
+pub mod snapshot;
 pub mod statistics;
+pub mod traffic;
 
 use cache::ResponseCache;
+pub use release::{App, Release};
 pub use revision::Revision;
 pub use route::{Matched, Route, Routes, Target};
+pub use snapshot::{Conflict, Snapshot};
 use statistics::Statistics;
+pub use traffic::{Asker, Traffic};
 
 /// A named thing to call: `<app>/<component>`.
 pub struct Function {
     pub name: String,
     /// Its name in the Open Inference Protocol, unique on the host.
     pub model: String,
-    /// Its version there.
+    /// Its version there: the number of the app's revision.
     pub version: String,
+    /// The same as a header's value.
+    pub version_header: HeaderValue,
     pub revision: Arc<Revision>,
     pub metrics: FunctionMetrics,
     pub statistics: Statistics,
+    /// What its calls are judged by while it is compared with another revision.
+    pub observations: Observations,
+    /// The candidate that gets its calls as well, if there is one.
+    pub shadow: shadow::Slot,
     /// Answers that are kept, where the function asks for it.
     pub cache: Option<ResponseCache>,
     /// Whether an operator's client has unloaded it, so that it takes no calls until it is loaded again.
@@ -37,36 +51,40 @@ pub struct Function {
     pub control: tokio::sync::Mutex<()>,
     permits: Arc<Semaphore>,
     waiting: AtomicUsize,
+    telemetry: Arc<Telemetry>,
 }
 
 /// What a function is called, and what it asks of the host.
 pub struct Settings {
     pub name: String,
     pub model: String,
+    /// The number of the app's revision.
+    pub revision: u64,
     /// Instances that run at once.
     pub concurrency: usize,
     /// Bytes of answers that are kept; 0 keeps none.
     pub response_cache_bytes: usize,
 }
 
-/// There is one version of a function at a time.
-const ONLY_VERSION: &str = "1";
-
 impl Function {
-    pub fn new(settings: Settings, revision: Revision, telemetry: &Telemetry) -> Function {
-        let Settings { name, model, concurrency, response_cache_bytes } = settings;
+    pub fn new(settings: Settings, revision: Revision, telemetry: &Arc<Telemetry>) -> Function {
+        let Settings { name, model, revision: number, concurrency, response_cache_bytes } = settings;
         Function {
-            metrics: telemetry.function(&name),
+            metrics: telemetry.function(&name, number),
             name,
             model,
-            version: ONLY_VERSION.to_owned(),
+            version: number.to_string(),
+            version_header: HeaderValue::from(number),
             revision: Arc::new(revision),
             statistics: Statistics::default(),
+            observations: Observations::new(),
+            shadow: shadow::Slot::default(),
             cache: (response_cache_bytes > 0).then(|| ResponseCache::new(response_cache_bytes)),
             unloaded: AtomicBool::new(false),
             control: tokio::sync::Mutex::default(),
             permits: Arc::new(Semaphore::new(concurrency.max(1))),
             waiting: AtomicUsize::new(0),
+            telemetry: Arc::clone(telemetry),
         }
     }
 
@@ -76,36 +94,23 @@ impl Function {
     }
 }
 
-/// An app, for those who ask what is served.
-#[derive(Clone, Debug, Default)]
-pub struct App {
-    pub name: String,
-    pub version: Option<String>,
-}
-
-/// What is served at one moment. It never changes: a deployment publishes the next one.
-#[derive(Default)]
-pub struct Snapshot {
-    pub app: App,
-    pub functions: Vec<Arc<Function>>,
-    pub routes: Routes,
-    /// Functions that take tensors, by their names in the Open Inference Protocol.
-    pub models: BTreeMap<String, Arc<Function>>,
-}
-
-impl Snapshot {
-    pub fn new(app: App, functions: Vec<Arc<Function>>, routes: Routes) -> Snapshot {
-        let typed = functions.iter().filter(|function| function.revision.program.is_typed());
-        let models = typed.map(|function| (function.model.clone(), Arc::clone(function))).collect();
-        Snapshot { app, functions, routes, models }
+impl Drop for Function {
+    fn drop(&mut self) {
+        // A revision's numbers go with it, or every deployment would leave some behind for good.
+        let models = self.revision.models.iter().map(|model| (model.name.as_str(), model.backend));
+        self.telemetry.forget(&self.metrics, models);
     }
 }
 
 /// The current snapshot, and how many instances may run.
 pub struct Functions {
     current: ArcSwap<Snapshot>,
+    /// Held by whoever makes the next snapshot.
+    changing: Mutex<()>,
     published: AtomicBool,
     admission: Admission,
+    /// What calls that candidates get as well may take of the host.
+    shadows: shadow::Room,
     pub telemetry: Arc<Telemetry>,
 }
 
@@ -113,8 +118,10 @@ impl Functions {
     pub fn new(admission: Admission, telemetry: Arc<Telemetry>) -> Arc<Functions> {
         Arc::new(Functions {
             current: ArcSwap::default(),
+            changing: Mutex::default(),
             published: AtomicBool::new(false),
             admission,
+            shadows: shadow::Room::default(),
             telemetry,
         })
     }
@@ -124,15 +131,31 @@ impl Functions {
         self.current.load_full()
     }
 
-    /// Replaces what is served: requests that began before go on with what they began with.
-    pub fn publish(&self, snapshot: Snapshot) {
-        self.current.store(Arc::new(snapshot));
+    /// Has an app's calls divided so from now on, or, with `None`, takes the app out of service. Requests that began
+    /// before go on with what they began with.
+    ///
+    /// # Errors
+    /// Where another app has one of its routes or names; nothing has changed then.
+    pub fn publish(&self, app: &str, traffic: Option<Traffic>) -> Result<(), Conflict> {
+        let _turn = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut apps = self.current.load().apps().clone();
+        match traffic {
+            Some(traffic) => drop(apps.insert(app.to_owned(), Arc::new(traffic))),
+            None => drop(apps.remove(app)),
+        }
+        self.current.store(Arc::new(Snapshot::of(apps)?));
         self.published.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// Whether anything was ever published.
     pub fn published(&self) -> bool {
         self.published.load(Ordering::Acquire)
+    }
+
+    /// How much the host has to do for live calls.
+    fn strain(&self) -> Strain {
+        self.admission.strain()
     }
 
     /// Waits, within bounds, until one more instance of the function may run.
@@ -147,9 +170,23 @@ impl Functions {
 /// How many instances may run, how many requests may wait for that, and for how long.
 pub struct Admission {
     instances: Arc<Semaphore>,
+    /// How many of them there are in all.
+    places: usize,
+    /// How many of them can compute at once.
+    cores: usize,
     queued: AtomicUsize,
     queue_length: usize,
     wait: std::time::Duration,
+}
+
+/// How much the host has to do for live calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Strain {
+    /// A processor is free for something else.
+    Calm,
+    Busy,
+    /// Calls wait, or soon will.
+    Full,
 }
 
 /// No instance was allowed in time.
@@ -176,9 +213,22 @@ impl Admission {
     pub fn new(instances: usize, queue_length: usize, wait: std::time::Duration) -> Admission {
         Admission {
             instances: Arc::new(Semaphore::new(instances)),
+            places: instances,
+            cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             queued: AtomicUsize::new(0),
             queue_length,
             wait,
+        }
+    }
+
+    fn strain(&self) -> Strain {
+        let spare = self.instances.available_permits();
+        if self.queued.load(Ordering::Relaxed) > 0 || spare < (self.places / 8).max(1) {
+            Strain::Full
+        } else if self.places.saturating_sub(spare) >= self.cores {
+            Strain::Busy
+        } else {
+            Strain::Calm
         }
     }
 

@@ -17,6 +17,7 @@ use crate::backend::residency::{Bounds, Residency};
 use crate::backend::vet::{VetLimits, Vetting};
 use crate::config::{Config, NoCacheDir, PagemapScan};
 use crate::deploy::{Deployer, Intake};
+use crate::function::shadow::places;
 use crate::function::{Admission, Functions};
 use crate::instance::engine::{EngineLimits, Engines, resets_by_pagemap};
 use crate::key_value::KeyValue;
@@ -27,6 +28,7 @@ use crate::serve::{ServeLimits, Server};
 use crate::telemetry::Telemetry;
 use crate::{admin, instance};
 
+pub mod controlled;
 mod memory;
 
 pub use memory::physical_memory;
@@ -193,8 +195,9 @@ fn engines(config: &Config, fuel: bool) -> Result<Engines, StartError> {
         Err(reason) => tracing::info!(reason, "used memory is not kept, so instances start slower"),
     }
     let engine = EngineLimits {
-        // A few more than requests: functions describe themselves while others are served.
-        instances: u32::try_from(limits.concurrency).unwrap_or(u32::MAX).saturating_add(4),
+        // A few more than requests: functions describe themselves while others are served, and candidates get calls that
+        // were answered already.
+        instances: u32::try_from(limits.concurrency + places()).unwrap_or(u32::MAX).saturating_add(4),
         memory_bytes: usize::try_from(limits.memory_mib << 20).unwrap_or(usize::MAX),
         table_elements: limits.table_elements,
         keep_resident_bytes: usize::try_from(config.engine.pool_keep_resident_kib << 10)

@@ -57,6 +57,7 @@ pub struct Program {
     surroundings: Surroundings,
 }
 
+#[derive(Clone)]
 enum Kind {
     /// No component: the granted model of this name, as it is.
     Model(String),
@@ -153,6 +154,48 @@ impl Program {
         Program { kind: Kind::Model(name), streams: false, surroundings }
     }
 
+    /// The same program for calls that nothing may come of but their answers: requests to elsewhere are denied, what is
+    /// written to key-value stores is seen by the same call alone, models that a guest brings are refused. Its
+    /// inferences go last, and none of its calls is counted as one of the function's. Keeps its output where it has a
+    /// log.
+    #[must_use]
+    pub fn isolated(&self, log: Option<&Arc<FunctionLog>>) -> Program {
+        let grants =
+            Grants { isolated: true, keeps_nothing: true, ..Grants::clone(&self.surroundings.grants) };
+        self.with(
+            grants,
+            self.surroundings.granted.isolated(),
+            log.map_or_else(FunctionLog::none, Arc::clone),
+        )
+    }
+
+    /// The same program for calls that try it out: what is written to key-value stores is seen by the same call alone,
+    /// and none of its calls is counted as one of the function's.
+    #[must_use]
+    pub fn rehearsed(&self) -> Program {
+        let grants = Grants { keeps_nothing: true, ..Grants::clone(&self.surroundings.grants) };
+        self.with(grants, self.surroundings.granted.isolated(), Arc::clone(&self.surroundings.log))
+    }
+
+    fn with(&self, grants: Grants, granted: Granted, log: Arc<FunctionLog>) -> Program {
+        let around = &self.surroundings;
+        let surroundings = Surroundings {
+            engines: Arc::clone(&around.engines),
+            residency: Arc::clone(&around.residency),
+            granted: Arc::new(granted),
+            take_in: around.take_in.clone(),
+            grants: Arc::new(grants),
+            log,
+            ..*around
+        };
+        Program { kind: self.kind.clone(), streams: self.streams, surroundings }
+    }
+
+    /// Where its guests' output goes.
+    pub fn log(&self) -> &Arc<FunctionLog> {
+        &self.surroundings.log
+    }
+
     /// Whether it takes and gives tensors.
     pub fn is_typed(&self) -> bool {
         matches!(self.kind, Kind::Model(_) | Kind::Typed(_))
@@ -198,7 +241,8 @@ impl Program {
     fn session(&self, deadline: Instant, priority: Priority) -> Session {
         let around = &self.surroundings;
         let (residency, granted) = (Arc::clone(&around.residency), Arc::clone(&around.granted));
-        Session::new(residency, granted, around.take_in.clone(), deadline, priority)
+        let session = Session::new(residency, granted, around.take_in.clone(), deadline, priority);
+        if around.grants.isolated { session.isolated() } else { session }
     }
 
     fn store(&self, deadline: Deadline, priority: Priority) -> Result<Store<State>, CallError> {

@@ -14,6 +14,7 @@ use tokio::sync::OnceCell;
 use crate::config::{self, KeyValuePlace};
 
 mod embedded;
+mod layered;
 mod redis;
 #[cfg(test)]
 mod tests;
@@ -46,6 +47,8 @@ pub struct Store {
 enum Place {
     Embedded(embedded::Table),
     Redis(redis::Keys),
+    /// Of one call alone.
+    Layered(layered::Layer),
 }
 
 /// What a store may hold, in bytes.
@@ -172,6 +175,7 @@ impl Store {
         match &self.place {
             Place::Embedded(table) => table.get_many(keys, room).await,
             Place::Redis(server) => server.get_many(&keys, room).await,
+            Place::Layered(layer) => layer.get_many(keys, room).await,
         }
     }
 
@@ -182,6 +186,7 @@ impl Store {
         match &self.place {
             Place::Embedded(table) => table.exists(key).await,
             Place::Redis(server) => server.exists(key).await,
+            Place::Layered(layer) => layer.exists(key).await,
         }
     }
 
@@ -203,6 +208,9 @@ impl Store {
         match &self.place {
             Place::Embedded(table) => table.set_many(entries, self.bounds.total).await,
             Place::Redis(server) => server.set_many(&entries, self.bounds.total).await,
+            Place::Layered(layer) => {
+                layer.put_many(entries.into_iter().map(|(key, value)| (key, Some(value))).collect()).await
+            }
         }
     }
 
@@ -215,6 +223,7 @@ impl Store {
         match &self.place {
             Place::Embedded(table) => table.delete_many(keys).await,
             Place::Redis(server) => server.delete_many(&keys).await,
+            Place::Layered(layer) => layer.put_many(keys.into_iter().map(|key| (key, None)).collect()).await,
         }
     }
 
@@ -226,6 +235,7 @@ impl Store {
         match &self.place {
             Place::Embedded(table) => table.keys(after, count).await,
             Place::Redis(server) => server.keys(after, count).await,
+            Place::Layered(layer) => layer.keys(after, count).await,
         }
     }
 
@@ -239,6 +249,7 @@ impl Store {
         match &self.place {
             Place::Embedded(table) => table.increment(key, delta, self.bounds.total).await,
             Place::Redis(server) => server.increment(&key, delta, self.bounds.total).await,
+            Place::Layered(layer) => layer.increment(key, delta).await,
         }
     }
 
@@ -253,7 +264,14 @@ impl Store {
         match &self.place {
             Place::Embedded(table) => table.swap(key, seen, value, self.bounds.total).await,
             Place::Redis(server) => server.swap(&key, seen.as_deref(), &value, self.bounds.total).await,
+            Place::Layered(layer) => layer.swap(key, seen, value).await,
         }
+    }
+
+    /// The same store for one call alone: it reads what is there, and sees its own changes, of which nothing is kept.
+    #[must_use]
+    pub fn layered(&self) -> Store {
+        Store { place: Place::Layered(layered::Layer::over(&self.place)), bounds: self.bounds }
     }
 
     /// The largest value, in bytes.
@@ -276,4 +294,12 @@ fn check_keys<'a>(keys: impl IntoIterator<Item = &'a str>) -> Result<(), StoreEr
         count += 1;
     }
     if count > MAX_BATCH { Err(StoreError::BatchTooLong(count)) } else { Ok(()) }
+}
+
+/// A counter as Spin's own store keeps it: eight bytes, the least significant first.
+fn number(value: Option<Vec<u8>>) -> Option<i64> {
+    match value {
+        None => Some(0),
+        Some(bytes) => Some(i64::from_le_bytes(bytes.try_into().ok()?)),
+    }
 }

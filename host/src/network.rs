@@ -88,6 +88,13 @@ impl AllowedHost {
         }
     }
 
+    /// Whether it allows all that the other entry allows.
+    pub fn covers(&self, other: &AllowedHost) -> bool {
+        self.scheme.as_ref().is_none_or(|scheme| other.scheme.as_ref() == Some(scheme))
+            && self.ports.cover(other.ports)
+            && self.host.covers(&other.host)
+    }
+
     fn allows(&self, scheme: &str, host: &Destination, port: u16) -> bool {
         self.scheme.as_deref().is_none_or(|allowed| allowed == scheme)
             && self.ports.contain(port)
@@ -178,6 +185,19 @@ impl HostPattern {
             _ => false,
         }
     }
+
+    fn covers(&self, other: &HostPattern) -> bool {
+        match (self, other) {
+            (HostPattern::Any, _) | (HostPattern::Own, HostPattern::Own) => true,
+            (HostPattern::Below(domain), HostPattern::Below(inner)) if domain == inner => true,
+            (HostPattern::Below(domain), HostPattern::Below(name) | HostPattern::Name(name)) => {
+                name.strip_suffix(domain.as_str()).is_some_and(|rest| rest.ends_with('.'))
+            }
+            (HostPattern::Name(allowed), HostPattern::Name(name)) => allowed == name,
+            (HostPattern::Net(net), HostPattern::Net(inner)) => net.contains(inner),
+            _ => false,
+        }
+    }
 }
 
 impl Ports {
@@ -211,6 +231,19 @@ impl Ports {
             Ports::Any => true,
             Ports::From(first, end) => (first..end).contains(&port),
             Ports::One(allowed) => allowed == port,
+        }
+    }
+
+    fn cover(self, other: Ports) -> bool {
+        match (self, other) {
+            (Ports::Any, _) => true,
+            (_, Ports::Any) => false,
+            (ports, Ports::One(port)) => ports.contain(port),
+            // The end is not part of the range.
+            (ports, Ports::From(first, end)) => match ports {
+                Ports::From(..) => ports.contain(first) && ports.contain(end - 1),
+                _ => end - first == 1 && ports.contain(first),
+            },
         }
     }
 }

@@ -56,7 +56,21 @@ pub struct Granted {
 /// One grant.
 pub struct GrantedModel {
     pub model: Model,
-    pub metrics: ModelMetrics,
+    /// Absent where its use is not counted.
+    pub metrics: Option<ModelMetrics>,
+}
+
+impl Granted {
+    /// The same models for calls that nobody waits for: they are joined with no others, do not wait behind others of
+    /// their app, and are not counted with them.
+    #[must_use]
+    pub fn isolated(&self) -> Granted {
+        let models = self.models.iter().map(|(name, grant)| {
+            let model = Model { batching: None, queue_length: 1, ..grant.model.clone() };
+            (name.clone(), GrantedModel { model, metrics: None })
+        });
+        Granted { models: models.collect() }
+    }
 }
 
 /// A model that a guest brings with it.
@@ -81,6 +95,7 @@ pub struct Session {
     deadline: Instant,
     priority: Priority,
     meter: Meter,
+    isolated: bool,
 }
 
 /// What an instance used of models, for logs and metrics.
@@ -107,6 +122,8 @@ pub struct Usage {
     pub fuel: Option<u64>,
     /// The backend of the last inference.
     pub backend: Option<&'static str>,
+    /// What an isolated instance asked for and did not get, though its function may have it.
+    pub denied: Option<&'static str>,
     /// When the last inference ended.
     last: Option<Instant>,
 }
@@ -130,6 +147,11 @@ impl Meter {
         usage.fuel = fuel;
     }
 
+    /// Notes what an isolated instance does not get.
+    pub fn denied(&self, what: &'static str) {
+        self.lock().denied.get_or_insert(what);
+    }
+
     fn lock(&self) -> MutexGuard<'_, Usage> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -138,7 +160,7 @@ impl Meter {
 /// A granted model whose graph is in memory for as long as this is held.
 pub struct Held {
     pub lease: Lease,
-    /// Absent for models that a guest brings: their number has no bound.
+    /// Absent for models that a guest brings, whose number has no bound, and where uses are not counted.
     metrics: Option<ModelMetrics>,
 }
 
@@ -160,12 +182,21 @@ impl Session {
         priority: Priority,
     ) -> Session {
         let (started, meter) = (Instant::now(), Meter::default());
-        Session { residency, granted, take_in, started, deadline, priority, meter }
+        Session { residency, granted, take_in, started, deadline, priority, meter, isolated: false }
+    }
+
+    /// For calls that nobody waits for: inferences go last, and no model of the guest's own is taken in.
+    #[must_use]
+    pub fn isolated(self) -> Session {
+        Session { priority: Priority::LAST, isolated: true, ..self }
     }
 
     /// Whether guests may bring models.
     pub fn takes_guest_models(&self) -> bool {
-        self.take_in.is_some()
+        if self.isolated && self.take_in.is_some() {
+            self.meter.denied("guest-model");
+        }
+        self.take_in.is_some() && !self.isolated
     }
 
     /// When the call must have answered.
@@ -186,7 +217,7 @@ impl Session {
         let granted = Arc::clone(&self.granted);
         let grant = granted.models.get(name).ok_or_else(|| NamedError::NotFound(name.to_owned()))?;
         let lease = self.lease(&grant.model).await.map_err(NamedError::Acquire)?;
-        Ok(Held { lease, metrics: Some(grant.metrics.clone()) })
+        Ok(Held { lease, metrics: grant.metrics.clone() })
     }
 
     /// A model that the guest brings, loaded.
@@ -194,7 +225,8 @@ impl Session {
     /// # Errors
     /// Where the operator does not allow it, or the model cannot be taken in or loaded; for the guest to read.
     pub async fn bring(&mut self, model: GuestModel) -> Result<Held, String> {
-        let take_in = self.take_in.clone().ok_or_else(|| "the operator does not allow it".to_owned())?;
+        let take_in = self.take_in.clone().filter(|_| self.takes_guest_models());
+        let take_in = take_in.ok_or_else(|| "the operator does not allow it".to_owned())?;
         let model = take_in(model).await?;
         let lease = self.lease(&model).await.map_err(|error| error.to_string())?;
         Ok(Held { lease, metrics: None })

@@ -10,11 +10,12 @@ use bytes::Bytes;
 use thiserror::Error;
 
 use crate::artifact::sample::{Response, Sample, SampleError};
-use crate::function::{Function, Snapshot};
-use crate::instance::{CallError, Deadline};
+use crate::function::{Function, Routes};
+use crate::instance::{CallError, Deadline, Program};
 use crate::nn::Usage;
 use crate::tensor::compare::Tolerance;
 
+pub mod files;
 mod http;
 mod json;
 mod typed;
@@ -37,6 +38,8 @@ pub enum NotRunnable {
     Request(String),
     #[error("its response cannot be compared: {0}")]
     Response(String),
+    #[error("it cannot be read: {0}")]
+    Unreadable(String),
     #[error("it names the file `{0}`, which is not there")]
     NoFile(String),
 }
@@ -146,17 +149,23 @@ impl Golden {
     }
 }
 
-/// Runs a sample once.
+/// Runs a sample once, with the function's program or one that keeps nothing. `routes` are those of the function's own
+/// revision.
 ///
 /// # Errors
 /// Where it is no sample for this function. A call that fails is an answer, which may be the expected one.
-pub async fn run(golden: &Golden, function: &Arc<Function>, snapshot: &Snapshot) -> Result<Ran, NotRunnable> {
+pub async fn run(
+    golden: &Golden,
+    function: &Arc<Function>,
+    program: &Arc<Program>,
+    routes: &Routes,
+) -> Result<Ran, NotRunnable> {
     let ms = function.revision.deadline_ms;
     let started = Instant::now();
     let deadline = Deadline { at: started + Duration::from_millis(ms), ms };
     match function.revision.program.is_typed() {
-        true => typed::run(golden, function, deadline).await,
-        false => http::run(golden, function, snapshot, deadline).await,
+        true => typed::run(golden, function, program, deadline).await,
+        false => http::run(golden, function, program, routes, deadline).await,
     }
 }
 

@@ -6,15 +6,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use http::{Method, Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
-use crate::function::{Function, Functions, Matched, Snapshot, Target};
+use crate::function::{Asker, Function, Functions, Matched, Release, Snapshot, Target, shadow};
 use crate::instance::Deadline;
 use crate::nn::Usage;
 use crate::telemetry::FunctionMetrics;
+use crate::telemetry::observations::Outcome;
 
 pub mod access;
 pub mod body;
@@ -81,6 +82,10 @@ pub struct Trace {
     pub usage: Usage,
     /// The name of the error for the access log, and the one for metrics.
     pub error: Option<(String, &'static str)>,
+    /// What an error says of the function.
+    pub outcome: Option<Outcome>,
+    /// The call, to be given to a candidate as well when this goes.
+    pub shadow: Option<Arc<shadow::Pending>>,
 }
 
 impl Trace {
@@ -108,7 +113,7 @@ impl Server {
             places: Arc::new(Semaphore::new(limits.connections)),
             connections: Connections::new(bounds, tls),
             ids: access::RequestIds::new(),
-            unrouted: functions.telemetry.function(""),
+            unrouted: functions.telemetry.function("", 0),
             draining: AtomicBool::new(false),
             functions,
             limits,
@@ -219,10 +224,10 @@ impl Server {
             return Err(error);
         }
         if grpc::is_grpc(request.headers()) {
-            return grpc::answer(self, snapshot, request, head.request_id.as_str(), trace).await;
+            return grpc::answer(self, snapshot, request, client, head.request_id.as_str(), trace).await;
         }
         if oip::is_ours(request.uri().path()) {
-            return oip::answer(self, snapshot, request, trace).await;
+            return oip::answer(self, snapshot, request, client, trace).await;
         }
         if let Some(response) = well_known(snapshot, request.uri().path()) {
             return response;
@@ -231,7 +236,8 @@ impl Server {
             return Err(AnswerError::Draining);
         }
         let path = request.uri().path();
-        let Some(matched) = snapshot.routes.find(path) else {
+        let asker = Asker { headers: request.headers(), client: client.ip() };
+        let Some(matched) = snapshot.find(path, &asker) else {
             return Err(self.nowhere(AnswerError::FunctionNotFound(path.to_owned())));
         };
         match &matched.route.target {
@@ -259,7 +265,7 @@ impl Server {
             None
         } else if self.draining() {
             Some(AnswerError::Draining)
-        } else if snapshot.routes.find(path).is_none() {
+        } else if !snapshot.leads(path) {
             Some(self.nowhere(AnswerError::FunctionNotFound(path.to_owned())))
         } else {
             None
@@ -281,9 +287,10 @@ impl Server {
             typed_function::answer(self, function, call, trace).await
         } else {
             let wait = self.limits.body_read;
-            let request = http_function::prepare(request, matched, client, head, revision, wait).await?;
+            let (request, shadowed) =
+                http_function::prepare(request, matched, client, head, function, wait).await?;
             let permit = self.acquire(function, trace).await?;
-            http_function::answer(function, request, permit, trace).await
+            http_function::answer(function, request, shadowed, permit, trace).await
         }
     }
 
@@ -307,6 +314,7 @@ impl Server {
             function.statistics.failed(trace.queue + trace.run);
         }
         trace.error = Some((problem.name.clone(), error.name()));
+        trace.outcome = error.outcome();
         problem
     }
 
@@ -326,7 +334,45 @@ impl Server {
         if let Some((_, error)) = &trace.error {
             self.functions.telemetry.error(metrics, error);
         }
+        if let Some(function) = trace.function.as_ref().filter(|function| !is_http(function)) {
+            let outcome = if trace.error.is_none() { Some(Outcome::Success) } else { trace.outcome };
+            observe(function, outcome, trace);
+        }
     }
+}
+
+fn is_http(function: &Function) -> bool {
+    !function.revision.program.is_typed()
+}
+
+/// Has a call judged, where its function is compared with another revision. An answer that was kept says nothing of it.
+fn observe(function: &Function, outcome: Option<Outcome>, trace: &Trace) {
+    if function.observations.watched()
+        && let Some(outcome) = outcome
+        && !trace.run.is_zero()
+    {
+        let memory = Some(trace.usage.memory_bytes as u64).filter(|bytes| *bytes > 0);
+        function.observations.record(outcome, trace.queue + trace.run, memory);
+    }
+}
+
+/// Has the answer of an HTTP function judged, whose own errors are told by their status alone.
+fn observe_answer(function: &Function, response: &Response<Body>, trace: &Trace) {
+    if !function.observations.watched() {
+        return;
+    }
+    let status = response.status();
+    let outcome = match trace.outcome {
+        None if trace.error.is_some() => None,
+        None if status.is_server_error() => Some(Outcome::Error),
+        None if status.is_client_error() => Some(Outcome::Raised),
+        None => Some(Outcome::Success),
+        outcome => outcome,
+    };
+    if trace.error.is_none() {
+        function.observations.body(status.as_u16(), response.body().size_hint().lower());
+    }
+    observe(function, outcome, trace);
 }
 
 /// Counts a connection until it is dropped.
@@ -362,6 +408,12 @@ impl Answering<'_> {
     fn end(&mut self, response: &mut Response<Body>) {
         self.ended = true;
         let Answering { server, head, started, trace, .. } = self;
+        if let Some(function) = trace.function.as_ref().filter(|function| is_http(function)) {
+            observe_answer(function, response, trace);
+        }
+        if let Some(shadow) = &trace.shadow {
+            shadow.identify(head.request_id.header());
+        }
         if let Some(function) = &trace.function {
             let telemetry = Arc::clone(&server.functions.telemetry);
             response.body_mut().watch(telemetry, function, &head.request_id);
@@ -397,17 +449,27 @@ fn well_known(snapshot: &Snapshot, path: &str) -> Option<Result<Response<Body>, 
     match path {
         "/.well-known/spin/health" => Some(Ok(body::text("text/plain", "OK"))),
         "/.well-known/spin/info" => {
-            let mut info = serde_json::Map::new();
-            info.insert("name".to_owned(), snapshot.app.name.clone().into());
-            if let Some(version) = &snapshot.app.version {
-                info.insert("version".to_owned(), version.clone().into());
-            }
+            let info = info(snapshot);
             let info = serde_json::to_string_pretty(&info).expect("a JSON value can be written");
             Some(Ok(body::text("application/json", info)))
         }
         path if reserved(path) => Some(Err(AnswerError::FunctionNotFound(path.to_owned()))),
         _ => None,
     }
+}
+
+/// What Spin says of the app that it serves; of several, each.
+fn info(snapshot: &Snapshot) -> serde_json::Value {
+    let info = |release: &Release| {
+        let mut info = serde_json::Map::new();
+        info.insert("name".to_owned(), release.app.name.clone().into());
+        if let Some(version) = &release.app.version {
+            info.insert("version".to_owned(), version.clone().into());
+        }
+        serde_json::Value::Object(info)
+    };
+    let mut apps: Vec<_> = snapshot.apps().values().map(|traffic| info(&traffic.stable)).collect();
+    if apps.len() == 1 { apps.remove(0) } else { serde_json::json!({ "apps": apps }) }
 }
 
 fn reserved(path: &str) -> bool {

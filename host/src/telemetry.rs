@@ -2,6 +2,8 @@
 
 pub mod observations;
 
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -27,6 +29,7 @@ pub struct Telemetry {
     cold_starts: Family<FunctionLabel, Counter>,
     cache_hits: Family<FunctionLabel, Counter>,
     cache_misses: Family<FunctionLabel, Counter>,
+    shadowed: Family<ShadowLabels, Counter>,
     loads: Family<BackendLabel, Counter>,
     load_failures: Family<BackendLabel, Counter>,
     load: Family<BackendLabel, Histogram>,
@@ -46,17 +49,27 @@ pub struct Telemetry {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct FunctionLabel {
     function: String,
+    revision: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ErrorLabels {
     function: String,
-    error: String,
+    revision: u64,
+    error: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ShadowLabels {
+    function: String,
+    revision: u64,
+    result: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ModelLabels {
     function: String,
+    revision: u64,
     model: String,
     backend: &'static str,
 }
@@ -74,7 +87,9 @@ struct ReasonLabel {
 /// The metrics of one function, looked up once.
 #[derive(Clone)]
 pub struct FunctionMetrics {
-    name: String,
+    label: FunctionLabel,
+    /// The errors that were counted.
+    errors: Arc<Mutex<BTreeSet<&'static str>>>,
     /// Requests that were answered, whatever the answer.
     pub requests: Counter,
     /// From the last byte of a request's head to the start of its answer.
@@ -125,6 +140,7 @@ impl Telemetry {
             cold_starts: Family::default(),
             cache_hits: Family::default(),
             cache_misses: Family::default(),
+            shadowed: Family::default(),
             loads: Family::default(),
             load_failures: Family::default(),
             load: Family::new_with_constructor(seconds),
@@ -194,6 +210,11 @@ impl Telemetry {
             Unit::Seconds,
             self.load.clone(),
         );
+        registry.register(
+            "shadow_calls",
+            "Live calls of the stable revision that a candidate, whose revision this is, was to get as well, by result",
+            self.shadowed.clone(),
+        );
         registry.register("graph_evictions", "Graphs that left memory, by reason", self.evictions.clone());
         registry.register("graphs", "Graphs in memory", self.graphs.clone());
         registry.register_with_unit(
@@ -204,11 +225,10 @@ impl Telemetry {
         );
     }
 
-    /// The metrics of the function `name`, which stays a label for as long as the host runs.
-    pub fn function(&self, name: &str) -> FunctionMetrics {
-        let label = FunctionLabel { function: name.to_owned() };
+    /// The metrics of the function `name` at a revision; they stay until they are [forgotten](Self::forget).
+    pub fn function(&self, name: &str, revision: u64) -> FunctionMetrics {
+        let label = FunctionLabel { function: name.to_owned(), revision };
         FunctionMetrics {
-            name: name.to_owned(),
             requests: self.requests.get_or_create_owned(&label),
             duration: self.duration.get_or_create_owned(&label),
             queue: self.queue.get_or_create_owned(&label),
@@ -216,12 +236,15 @@ impl Telemetry {
             cold_starts: self.cold_starts.get_or_create_owned(&label),
             cache_hits: self.cache_hits.get_or_create_owned(&label),
             cache_misses: self.cache_misses.get_or_create_owned(&label),
+            errors: Arc::default(),
+            label,
         }
     }
 
-    /// The metrics of a model as `function` uses it.
-    pub fn model(&self, function: &str, model: &str, backend: &'static str) -> ModelMetrics {
-        let labels = ModelLabels { function: function.to_owned(), model: model.to_owned(), backend };
+    /// The metrics of a model as `function` uses it at a revision.
+    pub fn model(&self, function: &str, revision: u64, model: &str, backend: &'static str) -> ModelMetrics {
+        let labels =
+            ModelLabels { function: function.to_owned(), revision, model: model.to_owned(), backend };
         ModelMetrics {
             inferences: self.inferences.get_or_create_owned(&labels),
             infer: self.infer.get_or_create_owned(&labels),
@@ -230,10 +253,63 @@ impl Telemetry {
         }
     }
 
+    /// Lets go of the metrics of a revision that is no longer served; `models` are those that it used, with their
+    /// backends.
+    pub fn forget<'a>(
+        &self,
+        metrics: &FunctionMetrics,
+        models: impl Iterator<Item = (&'a str, &'static str)>,
+    ) {
+        let label = &metrics.label;
+        self.requests.remove(label);
+        self.duration.remove(label);
+        self.queue.remove(label);
+        self.run.remove(label);
+        self.cold_starts.remove(label);
+        self.cache_hits.remove(label);
+        self.cache_misses.remove(label);
+        for error in metrics.errors.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            let (function, revision) = (label.function.clone(), label.revision);
+            self.errors.remove(&ErrorLabels { function, revision, error });
+        }
+        for (model, backend) in models {
+            let (function, revision) = (label.function.clone(), label.revision);
+            let labels = ModelLabels { function, revision, model: model.to_owned(), backend };
+            self.inferences.remove(&labels);
+            self.infer.remove(&labels);
+            self.infer_queue.remove(&labels);
+            self.rows.remove(&labels);
+        }
+    }
+
+    /// Counts of the live calls that a candidate got as well, by one of `results` each; they stay until they are
+    /// [forgotten](Self::forget_shadow).
+    pub fn shadow<const N: usize>(
+        &self,
+        function: &str,
+        revision: u64,
+        results: [&'static str; N],
+    ) -> [Counter; N] {
+        results.map(|result| {
+            self.shadowed.get_or_create_owned(&ShadowLabels {
+                function: function.to_owned(),
+                revision,
+                result,
+            })
+        })
+    }
+
+    pub fn forget_shadow(&self, function: &str, revision: u64, results: &[&'static str]) {
+        for result in results {
+            self.shadowed.remove(&ShadowLabels { function: function.to_owned(), revision, result });
+        }
+    }
+
     /// Counts an error answer of a function; `error` is a name of the error table.
     pub fn error(&self, function: &FunctionMetrics, error: &'static str) {
-        let labels = ErrorLabels { function: function.name.clone(), error: error.to_owned() };
-        self.errors.get_or_create(&labels).inc();
+        let (name, revision) = (function.label.function.clone(), function.label.revision);
+        self.errors.get_or_create(&ErrorLabels { function: name, revision, error }).inc();
+        function.errors.lock().unwrap_or_else(PoisonError::into_inner).insert(error);
     }
 
     pub fn loaded(&self, backend: &'static str, took: Duration, cost_bytes: u64) {

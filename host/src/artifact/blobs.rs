@@ -231,6 +231,32 @@ impl Blobs {
         Ok((digest, size))
     }
 
+    /// Makes a blob of a file that is kept elsewhere: another name of it, or a copy where that cannot be. Answers
+    /// whether it had the digest; if not, nothing is kept.
+    ///
+    /// # Errors
+    /// Where it cannot be read or kept.
+    pub(super) fn adopt(&self, path: &Path, digest: &Digest) -> Result<bool, BlobError> {
+        self.session.add([*digest])?;
+        let link = |draft: &Path| fs::hard_link(path, draft).and_then(|()| File::open(draft));
+        let (draft, actual, size) =
+            match tempfile::Builder::new().prefix("put-").make_in(self.partial(), link) {
+                Ok(draft) => {
+                    let failed = |source| BlobError::Read { path: path.to_owned(), source };
+                    let size = draft.as_file().metadata().map_err(failed)?.len();
+                    let actual = hash(draft.as_file(), &mut |_| {}).map_err(failed)?;
+                    (draft, actual, size)
+                }
+                Err(_) => self.copy(path, u64::MAX)?,
+            };
+        if actual != *digest {
+            return Ok(false);
+        }
+        self.publish(draft, digest)?;
+        self.grown(size);
+        Ok(true)
+    }
+
     /// A copy beside the blobs, hashed on the way.
     fn copy(&self, path: &Path, limit_bytes: u64) -> Result<(Draft, Digest, u64), BlobError> {
         let failed = |source| BlobError::Read { path: path.to_owned(), source };

@@ -35,6 +35,7 @@ use crate::config::{self, CredentialFiles};
 pub use credentials::CredentialError;
 pub use error::{RegistryError, is_harmless, printable};
 pub use report::{Layer, Report, What};
+pub(crate) use upload::FileBody;
 
 /// The kinds of manifest that are asked for: those that are read, and those that can at least be told from them.
 const ACCEPTED: [&str; 4] = [

@@ -70,6 +70,8 @@ pub struct Call {
 impl Priority {
     /// The level of calls that ask for none: the urgent may ask for 1, what can wait for 3 and up.
     pub const USUAL: Priority = Priority(2);
+    /// The level of calls that nobody waits for.
+    pub const LAST: Priority = Priority(u32::MAX);
 
     fn level(self) -> u32 {
         if self.0 == 0 { Priority::USUAL.0 } else { self.0 }

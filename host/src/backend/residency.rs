@@ -68,6 +68,11 @@ impl Model {
         }
     }
 
+    /// Whether both are one graph in memory.
+    pub fn is_same_graph(&self, other: &Model) -> bool {
+        self.key() == other.key()
+    }
+
     fn lane(&self) -> Lane {
         let queue_length = self.queue_length.max(1);
         // A batch that is never complete would wait for nothing.

@@ -1,23 +1,23 @@
 //! `tenon check`: runs an app's golden samples, on any backend, and shows what its functions cost.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use bytes::Bytes;
 use clap::Args;
 
 use super::app::{App, AppArgs, From, Sources};
 use super::progress::Progress;
 use crate::artifact::manifest::{Files, Manifest};
-use crate::artifact::sample::{self, Sample};
+use crate::artifact::sample::Sample;
 use crate::config::{BACKENDS, Config};
 use crate::deploy::Deployer;
-use crate::function::{Function, Snapshot};
+use crate::function::{Function, Release};
 use crate::host::{self, Surroundings};
-use crate::samples::{self, Golden, Verdict};
+use crate::samples::files::{among, open, title};
+use crate::samples::{self, Verdict};
 
 mod cost;
 mod table;
@@ -130,11 +130,11 @@ pub async fn run(args: &CheckArgs, config: Config, progress: &Progress) -> anyho
             (Err(error), None) => return Err(error),
         };
         step.done();
-        for function in &bench.snapshot().functions {
+        for function in &bench.release.functions {
             let Some(id) = wanted(args, &manifest, function) else { continue };
             sizes.push(size(function));
             let files = app.files.samples.get(id).cloned().unwrap_or_default();
-            for (name, path) in samples_among(&files) {
+            for (name, path) in among(&files) {
                 let outcome = check(args, name, path, &files, function, &bench, &counting).await;
                 let (function, backend) = (function.name.clone(), backends(function));
                 let sample = outcome.as_ref().map_or_else(|_| title(name), |checked| checked.name.clone());
@@ -196,25 +196,6 @@ fn report(args: &CheckArgs, rows: &[Row], sizes: &[Size]) -> anyhow::Result<()> 
     }
 }
 
-/// The files that are samples: JSON that no other sample names as a body.
-fn samples_among(files: &BTreeMap<String, PathBuf>) -> Vec<(&String, &PathBuf)> {
-    let documents: Vec<_> = files.iter().filter(|(name, _)| name.ends_with(".json")).collect();
-    let bodies: BTreeSet<String> = documents
-        .iter()
-        .filter_map(|(name, path)| Some((name, Sample::parse(&sample::read(path).ok()?).ok()?)))
-        .flat_map(|(name, sample)| {
-            sample.files().into_iter().map(|file| beside(name, file)).collect::<Vec<_>>()
-        })
-        .collect();
-    documents.into_iter().filter(|(name, _)| !bodies.contains(*name)).collect()
-}
-
-/// The name of a file beside a sample.
-fn beside(sample: &str, file: &str) -> String {
-    let folder = sample.rsplit_once('/').map_or(String::new(), |(folder, _)| format!("{folder}/"));
-    format!("{folder}{}", file.trim_start_matches("./"))
-}
-
 /// The same app with every model on one backend.
 fn on_backend(manifest: &Manifest, backend: Option<&str>) -> Manifest {
     let mut manifest = manifest.clone();
@@ -240,11 +221,6 @@ fn backends(function: &Function) -> String {
     names.join(", ")
 }
 
-fn title(path: &str) -> String {
-    let file = path.rsplit('/').next().unwrap_or(path);
-    file.strip_suffix(".json").unwrap_or(file).to_owned()
-}
-
 fn size(function: &Function) -> Size {
     let revision = &function.revision;
     let granted = &revision.program.granted().models;
@@ -263,7 +239,9 @@ fn size(function: &Function) -> Size {
 
 /// An app that is deployed, and served to nobody.
 struct Bench {
-    deployer: Deployer,
+    release: Release,
+    /// What the release runs on.
+    _deployer: Deployer,
 }
 
 impl Bench {
@@ -275,12 +253,8 @@ impl Bench {
         fuel: bool,
     ) -> anyhow::Result<Bench> {
         let deployer = host::workbench(config.clone(), around, fuel)?;
-        deployer.deploy(manifest, files, &|_| {}).await?;
-        Ok(Bench { deployer })
-    }
-
-    fn snapshot(&self) -> Arc<Snapshot> {
-        self.deployer.functions.snapshot()
+        let release = deployer.release(manifest, files, 1, String::new(), &|_| {}).await?;
+        Ok(Bench { release, _deployer: deployer })
     }
 }
 
@@ -293,15 +267,12 @@ async fn check(
     bench: &Bench,
     counting: &Bench,
 ) -> Result<Checked, String> {
-    let bytes = sample::read(path).map_err(|error| error.to_string())?;
-    let read = |file: &str| {
-        let named = files.get(&beside(name, file))?;
-        sample::read(named).ok().map(Bytes::from)
-    };
-    let golden = Golden::read(&title(name), &bytes, &read).map_err(|error| error.to_string())?;
-    let snapshot = bench.snapshot();
+    let golden = open(name, path, files).map_err(|error| error.to_string())?;
+    let routes = &bench.release.routes;
     // The first may load the model, and is not measured.
-    let first = samples::run(&golden, function, &snapshot).await.map_err(|error| error.to_string())?;
+    let first = samples::run(&golden, function, &function.revision.program, routes)
+        .await
+        .map_err(|error| error.to_string())?;
     let recorded = args.record && first.verdict == Verdict::NothingExpected;
     if recorded {
         let response = first.response.map_err(|error| error.to_string())?;
@@ -310,13 +281,16 @@ async fn check(
         text.push('\n');
         std::fs::write(path, text).map_err(|error| format!("cannot write `{}`: {error}", path.display()))?;
     }
-    let cost = cost::measure(args.repeat, || samples::run(&golden, function, &snapshot)).await;
+    let cost =
+        cost::measure(args.repeat, || samples::run(&golden, function, &function.revision.program, routes))
+            .await;
     let mut cost = cost.map_err(|error| error.to_string())?;
-    let snapshot = counting.snapshot();
-    let counted = snapshot.functions.iter().find(|other| other.name == function.name);
-    if let Some(counted) = counted {
+    if let Some(counted) = counting.release.function(&function.name) {
         // The first call of an instance's code may differ: caches of the guest's own do not outlive a call.
-        cost.fuel = samples::run(&golden, counted, &snapshot).await.ok().and_then(|ran| ran.usage.fuel);
+        cost.fuel = samples::run(&golden, counted, &counted.revision.program, &counting.release.routes)
+            .await
+            .ok()
+            .and_then(|ran| ran.usage.fuel);
     }
     Ok(Checked { name: golden.name, verdict: first.verdict, cost, recorded })
 }

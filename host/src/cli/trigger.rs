@@ -292,7 +292,7 @@ fn truncate(logs: &Path, app: &Manifest) {
 
 /// What Spin prints of an app that it serves.
 fn routes(base: &str, snapshot: &Snapshot) -> serde_json::Value {
-    let routes = snapshot.routes.iter().filter_map(|route| {
+    let routes = snapshot.routes().filter_map(|route| {
         let Target::Function(function) = &route.target else { return None };
         let id = function.name.rsplit('/').next().unwrap_or_default();
         let path = route.pattern.strip_suffix("/...");

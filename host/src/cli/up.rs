@@ -201,7 +201,7 @@ async fn renew(args: &UpArgs, host: &Host, rebuild: &[String], sources: &Sources
 }
 
 /// Where functions are served, as callers write it.
-fn base(host: &Host) -> String {
+pub(super) fn base(host: &Host) -> String {
     format!("{}://{}", host.scheme, host.http)
 }
 
@@ -215,7 +215,7 @@ fn call_to(host: &Host) -> String {
 
 fn announce(host: &Host, app: &Manifest, progress: &Progress) {
     let snapshot = host.functions.snapshot();
-    for route in snapshot.routes.iter() {
+    for route in snapshot.routes() {
         let what = match &route.target {
             Target::Function(function) => {
                 format!("{}, {}", function.name, function.revision.program.kind_name())
@@ -224,15 +224,16 @@ fn announce(host: &Host, app: &Manifest, progress: &Progress) {
         };
         progress.say("Route", format!("{}{} -> {what}", base(host), route.pattern));
     }
-    for function in &snapshot.functions {
+    for function in snapshot.functions() {
         for model in &function.revision.models {
             let where_to = format!("on {} ({})", model.backend, model.target);
             progress
                 .say("Model", format!("{} of {} {where_to}: {}", model.name, function.name, model.signature));
         }
     }
-    for (name, function) in &snapshot.models {
-        progress.say("Infer", format!("{}/v2/models/{name}/infer -> {}", base(host), function.name));
+    for function in snapshot.models() {
+        progress
+            .say("Infer", format!("{}/v2/models/{}/infer -> {}", base(host), function.model, function.name));
     }
     if let Some(admin) = host.admin {
         progress.say("Operator", format!("http://{admin}/metrics, /ready, /functions"));
@@ -241,14 +242,14 @@ fn announce(host: &Host, app: &Manifest, progress: &Progress) {
         progress.say("Listening", format!("{}://{grpc} as well", host.scheme));
     }
     progress.say("Serving", base(host));
-    let by_route = snapshot.routes.iter().find_map(|route| example(&call_to(host), &base(host), app, route));
+    let by_route = snapshot.routes().find_map(|route| example(&call_to(host), &base(host), app, route));
     let call = by_route.or_else(|| {
         let by_name = |function: &Arc<Function>| {
             let body = crate::serve::json::example(function.revision.description.as_ref()?)?;
             let (curl, base) = (call_to(host), base(host));
             Some(format!("{curl} --json '{body}' {base}/v2/models/{}/infer", function.model))
         };
-        snapshot.models.values().find_map(by_name)
+        snapshot.models().find_map(by_name)
     });
     if let Some(call) = call {
         progress.say("Try", call);
@@ -310,12 +311,12 @@ pub(super) struct StopSignal {
 }
 
 impl StopSignal {
-    fn listen() -> std::io::Result<StopSignal> {
+    pub(super) fn listen() -> std::io::Result<StopSignal> {
         let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         Ok(StopSignal { terminate, interrupt })
     }
 
-    async fn wait(&mut self) -> anyhow::Result<()> {
+    pub(super) async fn wait(&mut self) -> anyhow::Result<()> {
         let signal = tokio::select! {
             signal = self.terminate.recv() => signal,
             signal = self.interrupt.recv() => signal,

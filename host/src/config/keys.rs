@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 
+use super::control;
 use super::document::{Table, Value};
 use super::{
     BACKENDS, Cache, Config, Engine, Inference, KeyValue, KeyValuePlace, KeyValueStore, Limits, Listen,
@@ -39,8 +40,10 @@ const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// Reads the whole file; `dir` is where a relative path in it starts.
 pub(super) fn read(root: &mut Table<'_>, dir: &Path) -> Config {
+    let listen = root.table("listen", |t| listen(t, dir)).unwrap_or_default();
     Config {
-        listen: root.table("listen", |t| listen(t, dir)).unwrap_or_default(),
+        control: root.table("control", |t| control::read(t, dir, &listen)).unwrap_or_default(),
+        listen,
         cache: root.table("cache", |t| cache(t, dir)).unwrap_or_default(),
         registry: root.table("registry", |t| registry(t, dir)).unwrap_or_default(),
         key_value: root.table("key_value", |t| key_value(t, dir)).unwrap_or_default(),
@@ -59,12 +62,11 @@ fn listen(t: &mut Table<'_>, dir: &Path) -> Listen {
     if let Some(http) = t.value("http").and_then(|value| address(&value)) {
         listen.http = http;
     }
-    let off = |value: &Value<'_>| matches!(value.as_str(), Some("" | "off"));
     if let Some(admin) = t.value("admin") {
-        listen.admin = if off(&admin) { None } else { address(&admin) };
+        listen.admin = if is_off(&admin) { None } else { address(&admin) };
     }
     if let Some(grpc) = t.value("grpc") {
-        listen.grpc = if off(&grpc) { None } else { address(&grpc) };
+        listen.grpc = if is_off(&grpc) { None } else { address(&grpc) };
     }
     listen.tls = t.table("tls", |t| tls(t, dir)).flatten();
     // Port 0 asks the system for any free port, twice if need be.
@@ -388,12 +390,17 @@ fn set<N: TryFrom<u64>>(
 }
 
 /// A path; the empty string stands for none.
-fn path(t: &mut Table<'_>, key: &'static str, dir: &Path) -> Option<PathBuf> {
+pub(super) fn path(t: &mut Table<'_>, key: &'static str, dir: &Path) -> Option<PathBuf> {
     let path = t.string(key)?;
     (!path.is_empty()).then(|| dir.join(path))
 }
 
-fn address(value: &Value<'_>) -> Option<SocketAddr> {
+/// Whether a place where something could be served says that it is not.
+pub(super) fn is_off(value: &Value<'_>) -> bool {
+    matches!(value.as_str(), Some("" | "off"))
+}
+
+pub(super) fn address(value: &Value<'_>) -> Option<SocketAddr> {
     let text = value.string()?;
     let address = text.parse().ok();
     if address.is_none() {

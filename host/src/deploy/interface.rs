@@ -40,7 +40,8 @@ pub struct Tensor {
 }
 
 impl Interface {
-    fn of(wit: Option<String>, description: &Description) -> Interface {
+    /// What a function that runs says of itself.
+    pub fn of(wit: Option<String>, description: &Description) -> Interface {
         let Signature { inputs, outputs } = &description.signature;
         Interface {
             wit,

@@ -39,6 +39,8 @@ pub struct Routes {
 /// A path and the route that it took.
 pub struct Matched<'a> {
     pub route: &'a Route,
+    /// Which of its routes it is.
+    pub index: usize,
     /// What the last `/...` stands for: `/bar` for `/foo/bar` under `/foo/...`, else empty.
     pub rest: String,
     /// What each `:name` stands for.
@@ -65,16 +67,36 @@ impl Routes {
     /// The most exact route for a path.
     pub fn find(&self, path: &str) -> Option<Matched<'_>> {
         let matched = self.router.best_match(path)?;
-        let route = &self.routes[*matched.handler()];
+        let index = *matched.handler();
+        let route = &self.routes[index];
         let captures = matched.captures();
         let parameters = captures.params().iter();
         let parameters = parameters.map(|capture| (capture.name().to_owned(), capture.value().to_owned()));
         let parameters = parameters.collect();
-        Some(Matched { route, rest: rest(route, path, captures.wildcard()), parameters })
+        Some(Matched { route, index, rest: rest(route, path, captures.wildcard()), parameters })
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Route> {
         self.routes.iter()
+    }
+}
+
+impl Route {
+    /// Whether both lead the same paths, whatever they call the parts that differ.
+    pub fn is_same_path(&self, other: &Route) -> bool {
+        let (mut own, mut others) = (self.segments(), other.segments());
+        loop {
+            match (own.next(), others.next()) {
+                (None, None) => return true,
+                (Some(one), Some(other))
+                    if one == other || one.starts_with(':') && other.starts_with(':') => {}
+                _ => return false,
+            }
+        }
+    }
+
+    fn segments(&self) -> impl Iterator<Item = &str> {
+        self.pattern.split('/').filter(|segment| !segment.is_empty())
     }
 }
 

@@ -1,5 +1,6 @@
 //! Key-value stores for guests: which they may open, and what one instance may have of them at once.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -30,6 +31,8 @@ pub struct Session {
     open: usize,
     turns: Option<Arc<Semaphore>>,
     lists: Option<Arc<Semaphore>>,
+    /// Of an isolated instance, its own view of each store, by name.
+    layers: BTreeMap<String, Store>,
 }
 
 /// A store that a guest has open.
@@ -79,6 +82,12 @@ impl State {
         if self.key_value.open == OPEN {
             return Ok(Err(Refused::Full));
         }
+        let store = if self.grants().keeps_nothing {
+            let layers = &mut self.key_value.layers;
+            layers.entry(name.to_owned()).or_insert_with(|| store.layered()).clone()
+        } else {
+            store
+        };
         let opened = self.table.push(Opened(store))?;
         self.key_value.open += 1;
         Ok(Ok(opened))

@@ -39,6 +39,18 @@ impl Program {
         }
     }
 
+    /// Has the graphs of the function's models leave memory that none of `others` has, but for those that are in use.
+    pub async fn unload_models_unless(&self, others: &[&Program]) {
+        for grant in self.granted().models.values() {
+            let shared = |other: &&Program| {
+                other.granted().models.values().any(|other| other.model.is_same_graph(&grant.model))
+            };
+            if !others.iter().any(shared) {
+                self.surroundings.residency.unload(&grant.model, UNLOAD).await;
+            }
+        }
+    }
+
     /// Runs the model once.
     pub(super) async fn infer(&self, model: &str, request: Request, deadline: Deadline) -> Answered<Reply> {
         let mut session = self.session(deadline.at, request.priority);

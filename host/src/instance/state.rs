@@ -17,7 +17,7 @@ use crate::nn::Session;
 use crate::nn::responses::Responses;
 
 /// What every instance of a revision is given.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Grants {
     pub environment: Vec<(String, String)>,
     pub variables: BTreeMap<String, String>,
@@ -27,6 +27,10 @@ pub struct Grants {
     pub files: Option<PathBuf>,
     /// Where it may send requests to; nowhere without.
     pub outbound: Option<Arc<Outbound>>,
+    /// Whether no request of it leaves the host, whatever it may do otherwise.
+    pub isolated: bool,
+    /// Whether what it writes to stores is seen by the same call alone.
+    pub keeps_nothing: bool,
 }
 
 /// The data of one instance's Store.
@@ -69,7 +73,8 @@ impl State {
         table.set_max_capacity(handles);
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(FIELDS);
-        let egress = Egress::new(grants.outbound.clone(), nn.deadline());
+        let observer = grants.isolated.then(|| nn.meter().clone());
+        let egress = Egress::new(grants.outbound.clone(), nn.deadline(), observer);
         Ok(State {
             table,
             limits,

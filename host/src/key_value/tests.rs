@@ -96,8 +96,7 @@ impl Drop for Redis {
 }
 
 /// Everything that a store does, on an empty one of at most 1 MiB.
-async fn does_all(stores: &KeyValue) {
-    let store = stores.store("app", "default").await.unwrap();
+async fn does_all(store: &Store) {
     let text = |text: &str| text.to_owned();
     assert_eq!(store.get("a", ROOM).await, Ok(None));
     assert_eq!(store.exists("a").await, Ok(false));
@@ -141,6 +140,50 @@ async fn does_all(stores: &KeyValue) {
     assert_eq!(swap("s", Some("1"), "2").await, Ok(true));
     assert_eq!(store.get("s", ROOM).await, Ok(Some(b"2".to_vec())));
     assert_eq!(store.keys(Some("n"), 9).await.unwrap(), ["s", "ü"]);
+}
+
+/// What is over a store does all that a store does, and leaves it as it was.
+async fn is_layered(stores: &KeyValue) {
+    let under = stores.store("layered", "default").await.unwrap();
+    does_all(&under.layered()).await;
+    assert_eq!(under.keys(None, 9).await, Ok(vec![]));
+    let text = |text: &str| text.to_owned();
+    for key in ["a", "b", "c", "d", "e", "f"] {
+        under.set(text(key), key.as_bytes().to_vec()).await.unwrap();
+    }
+    under.increment(text("n"), 5).await.unwrap();
+    let over = under.layered();
+    over.delete_many(vec![text("a"), text("c"), text("d"), text("x")]).await.unwrap();
+    over.set_many(vec![(text("bb"), vec![1]), (text("f"), vec![2]), (text("z"), vec![3])]).await.unwrap();
+    for count in 1..9 {
+        let mut all: Vec<String> = Vec::new();
+        loop {
+            let page = over.keys(all.last().map(String::as_str), count).await.unwrap();
+            all.extend_from_slice(&page);
+            if page.len() < count {
+                break;
+            }
+        }
+        assert_eq!(all, ["b", "bb", "e", "f", "n", "z"], "{count}");
+    }
+    assert_eq!(over.increment(text("n"), 1).await, Ok(6));
+    assert_eq!(over.swap(text("e"), Some(b"e".to_vec()), vec![]).await, Ok(true));
+    assert_eq!(over.swap(text("b"), Some(vec![]), vec![]).await, Ok(false));
+    let found = over.get_many(["a", "b", "f", "e"].map(text).to_vec(), ROOM).await.unwrap();
+    assert_eq!(found, [None, Some(b"b".to_vec()), Some(vec![2]), Some(vec![])]);
+    assert_eq!(over.get_many(vec![text("bb"), text("b")], 1).await, Err(StoreError::AnswerTooLong(1)));
+    let mut written = 0;
+    while over.set(written.to_string(), vec![0; 500 << 10]).await.is_ok() {
+        written += 1;
+    }
+    assert_eq!(written, 16, "a call has a bound of its own");
+    // Another call sees nothing of it, and neither does the store.
+    for store in [under.layered(), under.clone()] {
+        let keys = store.keys(None, 9).await.unwrap();
+        assert_eq!(keys, ["a", "b", "c", "d", "e", "f", "n"]);
+        assert_eq!(store.get("f", ROOM).await, Ok(Some(b"f".to_vec())));
+    }
+    assert_eq!(under.increment(text("n"), 0).await, Ok(5));
 }
 
 /// Bounds of keys, values and of the whole store.
@@ -227,7 +270,8 @@ async fn counts_right(stores: &KeyValue) {
 }
 
 async fn is_a_store(stores: &KeyValue) {
-    does_all(stores).await;
+    is_layered(stores).await;
+    does_all(&stores.store("app", "default").await.unwrap()).await;
     is_bounded(stores).await;
     keeps_apps_apart(stores).await;
     counts_right(stores).await;

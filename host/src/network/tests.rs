@@ -139,3 +139,32 @@ fn the_entry_to_add_allows_what_was_asked_for() {
     assert!(!AllowedHost::parse("*://*:*").unwrap().is_own());
     assert_eq!(Destination::parse("a.spin.internal").unwrap().chained(), Some("a"));
 }
+
+#[test]
+fn an_entry_covers_what_it_allows_and_no_more() {
+    let check = |entry: &str, other: &str, expected: bool| {
+        let parse = |entry: &str| AllowedHost::parse(entry).unwrap();
+        assert_eq!(parse(entry).covers(&parse(other)), expected, "{entry} and {other}");
+    };
+    check("*://*:*", "https://example.com", true);
+    check("*://*:*", "http://self", true);
+    check("https://example.com", "https://EXAMPLE.com:443", true);
+    check("https://example.com", "*://example.com:443", false);
+    check("https://example.com", "https://example.com:*", false);
+    check("https://example.com:*", "https://example.com:80..90", true);
+    check("https://a.b:80..90", "https://a.b:85..90", true);
+    check("https://a.b:80..90", "https://a.b:85..91", false);
+    check("https://a.b:80", "https://a.b:80..81", true);
+    check("https://a.b:80..90", "https://a.b:90", false);
+    check("https://*.example.com", "https://a.example.com", true);
+    check("https://*.example.com", "https://*.a.example.com", true);
+    check("https://*.example.com", "https://*.example.com", true);
+    check("https://*.example.com", "https://example.com", false);
+    check("https://*.example.com", "https://badexample.com", false);
+    check("https://*.a.example.com", "https://*.example.com", false);
+    check("http://10.0.0.0/8:80", "http://10.1.0.0/16:80", true);
+    check("http://10.1.0.0/16:80", "http://10.1.2.3", true);
+    check("http://10.1.2.3", "http://10.1.0.0/16:80", false);
+    check("http://10.0.0.0/8:80", "http://example.com", false);
+    check("https://example.com", "https://*", false);
+}

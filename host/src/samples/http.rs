@@ -13,9 +13,9 @@ use tokio::sync::oneshot;
 
 use super::{Golden, NotRunnable, Ran, Verdict, failed};
 use crate::artifact::sample::Response;
-use crate::function::{Function, Route, Snapshot, Target};
+use crate::function::{Function, Route, Routes, Target};
 use crate::instance::http::{HttpError, RequestBody};
-use crate::instance::{CallError, Deadline};
+use crate::instance::{CallError, Deadline, Program};
 use crate::serve::spin_headers;
 
 /// Who calls, as far as the function can tell.
@@ -24,16 +24,17 @@ const CLIENT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALH
 pub(super) async fn run(
     golden: &Golden,
     function: &Arc<Function>,
-    snapshot: &Snapshot,
+    program: &Arc<Program>,
+    routes: &Routes,
     deadline: Deadline,
 ) -> Result<Ran, NotRunnable> {
-    let request = request(golden, function, snapshot)?;
+    let request = request(golden, function, routes)?;
     let revision = &function.revision;
     let started = Instant::now();
     // The revision must outlive its instances, and what an instance used is known when it has ended.
     let (ended, end) = oneshot::channel::<()>();
     let held = (Arc::clone(function), ended);
-    let (answered, meter) = revision.program.handle(request, deadline, held).await;
+    let (answered, meter) = program.handle(request, deadline, held).await;
     let answered = match answered {
         Ok(response) => {
             let (head, body) = response.into_parts();
@@ -61,7 +62,7 @@ pub(super) async fn run(
 fn request(
     golden: &Golden,
     function: &Function,
-    snapshot: &Snapshot,
+    routes: &Routes,
 ) -> Result<Request<RequestBody>, NotRunnable> {
     let said = &golden.sample.request;
     let wrong = |reason: String| NotRunnable::Request(reason);
@@ -70,7 +71,7 @@ fn request(
     }
     let (body, media_type) = golden.body()?;
     let is_own = |route: &&Route| matches!(&route.target, Target::Function(own) if own.name == function.name);
-    let path = match (&said.path, snapshot.routes.iter().find(is_own)) {
+    let path = match (&said.path, routes.iter().find(is_own)) {
         (Some(path), _) => path.clone(),
         (None, Some(route)) if !route.pattern.contains(':') => match route.pattern.strip_suffix("/...") {
             Some("") => "/".to_owned(),
@@ -98,9 +99,9 @@ fn request(
         headers.insert(name, value);
     }
     let (mut parts, body) = request.into_parts();
-    match snapshot.routes.find(parts.uri.path()) {
+    match routes.find(parts.uri.path()) {
         Some(matched) if is_own(&matched.route) => spin_headers::set(&mut parts, &matched, CLIENT),
-        Some(_) | None if said.path.is_some() && snapshot.routes.iter().any(|route| is_own(&route)) => {
+        Some(_) | None if said.path.is_some() && routes.iter().any(|route| is_own(&route)) => {
             return Err(wrong(format!("the path `{}` does not lead to the function", parts.uri.path())));
         }
         Some(_) | None => {}

@@ -13,6 +13,7 @@ use serde_json::json;
 use super::Trace;
 
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const REVISION: HeaderName = HeaderName::from_static("x-tenon-revision");
 const BACKEND: HeaderName = HeaderName::from_static("x-tenon-backend");
 
 /// Makes ids that differ between hosts and requests.
@@ -95,9 +96,12 @@ impl Head {
         }
     }
 
-    /// Tells the caller which request this was, and which backend served it.
+    /// Tells the caller which request this was, which revision answered it, and on which backend.
     pub fn mark<B>(&self, response: &mut Response<B>, trace: &Trace) {
         response.headers_mut().insert(REQUEST_ID, self.request_id.header());
+        if let Some(function) = &trace.function {
+            response.headers_mut().insert(REVISION, function.version_header.clone());
+        }
         if let Some(backend) = trace.usage.backend {
             response.headers_mut().insert(BACKEND, HeaderValue::from_static(backend));
         }
@@ -139,6 +143,7 @@ impl AccessLog {
             "method": head.method.as_str(),
             "path": head.uri.path(),
             "function": trace.function_name(),
+            "revision": trace.function.as_ref().map(|function| &function.version),
             "status": response.status().as_u16(),
             "error": trace.error.as_ref().map(|(name, _)| name),
             "backend": trace.usage.backend,

@@ -19,6 +19,7 @@ use super::access::RequestId;
 use super::status::{AnswerError, Problem};
 use crate::function::Function;
 use crate::function::route::StaticResponse;
+use crate::function::shadow::http_call::AnswerCopy;
 use crate::instance::http::{HttpError, ResponseBody};
 use crate::telemetry::Telemetry;
 
@@ -27,7 +28,13 @@ pub enum Body {
     Whole(Option<Bytes>),
     Parts(VecDeque<Bytes>),
     Stream(UnsyncBoxBody<Bytes, BrokenBody>),
-    Guest { body: ResponseBody, left: usize, watch: Option<Watch> },
+    Guest {
+        body: ResponseBody,
+        left: usize,
+        watch: Option<Watch>,
+        /// Where it is copied as it goes by, if it is.
+        copy: Option<AnswerCopy>,
+    },
 }
 
 /// Whose body it is, should it break off.
@@ -77,6 +84,15 @@ impl Body {
             *watch = Some(Watch { telemetry, function, request_id });
         }
     }
+
+    /// Tells the copy where there is no more to come, which a connection need not ask for.
+    pub fn note_end(&mut self) {
+        if let Body::Guest { body, copy, .. } = self
+            && let Some(copy) = copy.take_if(|_| body.is_end_stream())
+        {
+            copy.end();
+        }
+    }
 }
 
 impl HttpBody for Body {
@@ -91,18 +107,27 @@ impl HttpBody for Body {
             Body::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Body::Parts(parts) => Poll::Ready(parts.pop_front().map(|bytes| Ok(Frame::data(bytes)))),
             Body::Stream(body) => Pin::new(body).poll_frame(context),
-            Body::Guest { body, left, watch } => Pin::new(body).poll_frame(context).map(|frame| {
-                let frame = frame?.map_err(BrokenBody::Guest).and_then(|frame| {
-                    let length = frame.data_ref().map_or(0, Bytes::len);
-                    *left = left.checked_sub(length).ok_or(BrokenBody::TooLarge)?;
-                    Ok(frame)
-                });
-                // Once: whoever is told of an error asks no further.
-                if let (Err(error), Some(watch)) = (&frame, watch.take_if(|_| frame.is_err())) {
-                    watch.broken(error);
-                }
-                Some(frame)
-            }),
+            Body::Guest { body, left, watch, copy } => {
+                Pin::new(&mut *body).poll_frame(context).map(|frame| {
+                    let Some(frame) = frame else {
+                        copy.take().into_iter().for_each(AnswerCopy::end);
+                        return None;
+                    };
+                    let frame = frame.map_err(BrokenBody::Guest).and_then(|frame| {
+                        let length = frame.data_ref().map_or(0, Bytes::len);
+                        *left = left.checked_sub(length).ok_or(BrokenBody::TooLarge)?;
+                        Ok(frame)
+                    });
+                    // Once: whoever is told of an error asks no further.
+                    if let (Err(error), Some(watch)) = (&frame, watch.take_if(|_| frame.is_err())) {
+                        watch.broken(error);
+                    }
+                    if copy.is_some() {
+                        copy_frame(copy, &frame, body.is_end_stream());
+                    }
+                    Some(frame)
+                })
+            }
         }
     }
 
@@ -122,6 +147,21 @@ impl HttpBody for Body {
             Body::Stream(body) => body.size_hint(),
             Body::Guest { body, .. } => body.size_hint(),
         }
+    }
+}
+
+/// Copies a part of an answer. One that breaks off is not compared with another.
+fn copy_frame(copy: &mut Option<AnswerCopy>, frame: &Result<Frame<Bytes>, BrokenBody>, is_last: bool) {
+    match frame {
+        Ok(frame) => {
+            if let (Some(copy), Some(data)) = (copy.as_mut(), frame.data_ref()) {
+                copy.part(data);
+            }
+            if is_last && let Some(copy) = copy.take() {
+                copy.end();
+            }
+        }
+        Err(_) => *copy = None,
     }
 }
 

@@ -11,7 +11,7 @@ use crate::backend::Priority;
 use crate::backend::validate::shape_text;
 use crate::function::cache;
 use crate::function::statistics::Parts;
-use crate::function::{Function, Permit, Snapshot};
+use crate::function::{Asker, Function, Permit, Snapshot};
 use crate::instance::typed::{Description, Parameter, Reply, Request};
 use crate::instance::{CallError, Deadline};
 use crate::nn::responses::Responses;
@@ -46,23 +46,50 @@ const PRIORITY: &str = "priority";
 const TIMEOUT: &str = "timeout";
 
 impl Server {
-    /// The function that the Open Inference Protocol calls `name`, in `version` where that is not empty.
+    /// The function that the Open Inference Protocol calls `name`, in `version` or, where that is empty, at the revision
+    /// that takes calls where nothing else is said: for those who ask about it.
     ///
     /// # Errors
     /// Where there is none.
     pub fn model<'a>(
         &self,
         snapshot: &'a Snapshot,
-        name: &str,
+        name: &'a str,
         version: &str,
     ) -> Result<&'a Arc<Function>, AnswerError> {
-        let function = snapshot.models.get(name);
-        let function = function.ok_or_else(|| self.nowhere(AnswerError::ModelNotFound(name.to_owned())))?;
-        if !version.is_empty() && version != function.version {
-            let (name, version) = (name.to_owned(), version.to_owned());
-            return Err(AnswerError::VersionNotFound { name, version, there: function.version.clone() });
+        let unknown = || self.nowhere(AnswerError::ModelNotFound(name.to_owned()));
+        let traffic = snapshot.model(name).ok_or_else(unknown)?;
+        let mut versions = traffic.versions(name);
+        let first = versions.next().ok_or_else(unknown)?;
+        if version.is_empty() || version == first.version {
+            return Ok(first);
         }
-        Ok(function)
+        versions.find(|function| function.version == version).ok_or_else(|| {
+            let there: Vec<_> = traffic.versions(name).map(|function| function.version.as_str()).collect();
+            let (name, version) = (name.to_owned(), version.to_owned());
+            AnswerError::VersionNotFound { name, version, there: there.join(", ") }
+        })
+    }
+
+    /// The function that answers this call: as [`Server::model`], but where no version is named, of the revision that
+    /// the call's lot falls to.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn called<'a>(
+        &self,
+        snapshot: &'a Snapshot,
+        name: &'a str,
+        version: &str,
+        asker: &Asker<'_>,
+    ) -> Result<&'a Arc<Function>, AnswerError> {
+        match snapshot.model(name) {
+            Some(traffic) if version.is_empty() && traffic.candidate.is_some() => {
+                let function = traffic.choose(asker).models.get(name);
+                function.ok_or_else(|| AnswerError::ModelNotFound(name.to_owned()))
+            }
+            _ => self.model(snapshot, name, version),
+        }
     }
 
     /// Whether calls are taken.
@@ -128,8 +155,17 @@ impl Server {
             return Ok(Outcome { reply, _permit: None, share: caller.share });
         }
         let missed = started.elapsed();
+        let shadowed = function.shadow.ask(&request, responses.is_some());
         // What fails is counted where its caller is told.
         let computed = self.compute(function, request, deadline, responses, trace).await;
+        if let Some(shadowed) = shadowed {
+            let answer = match &computed {
+                Ok((reply, _)) => Some(Ok(reply)),
+                Err(AnswerError::Call(error)) => Some(Err(error)),
+                Err(_) => None,
+            };
+            trace.shadow = answer.and_then(|answer| shadowed.answered(answer)).map(Arc::new);
+        }
         let (reply, permit) = computed.map_err(|error| match error {
             AnswerError::Call(CallError::DeadlineExceeded(ms)) if ms < function.revision.deadline_ms => {
                 AnswerError::CallerDeadline(ms)
@@ -174,6 +210,9 @@ impl Server {
         }
         check(&reply, description, &wanted)
             .map_err(|reason| AnswerError::Call(CallError::BadReply(reason)))?;
+        if function.observations.watched() {
+            reply.outputs.iter().for_each(|(name, tensor)| function.observations.output(name, tensor));
+        }
         Ok((reply, permit))
     }
 

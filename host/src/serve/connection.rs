@@ -15,7 +15,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::server::TlsStream;
@@ -155,6 +155,27 @@ impl Connections {
         Box::pin(self.speak(version, stream, answer, closing)).await
     }
 
+    /// As [`serve`](Connections::serve), for a caller on this machine, where TLS would protect nothing.
+    ///
+    /// # Errors
+    /// Where it ended otherwise than the protocols have it.
+    pub async fn serve_local<A, F, B>(
+        &self,
+        stream: UnixStream,
+        answer: A,
+        mut closing: watch::Receiver<bool>,
+    ) -> Result<(), ConnectionError>
+    where
+        A: Fn(Request<Incoming>) -> F + Send + 'static,
+        F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let mut stream = Lingering::new(stream, self.limits.answer_stall);
+        let Some(version) = self.in_time(open(&mut stream), &mut closing).await? else { return Ok(()) };
+        self.speak(version, stream, answer, closing).await
+    }
+
     /// Waits until a connection is open; `None` where that is not worth while any more.
     async fn in_time<T>(
         &self,
@@ -262,7 +283,9 @@ impl Connections {
 }
 
 /// Finds out what is spoken; `None` where the caller has left without a word.
-async fn open(stream: &mut Lingering) -> Result<Option<Version>, ConnectionError> {
+async fn open<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut Lingering<S>,
+) -> Result<Option<Version>, ConnectionError> {
     let seen = stream.look_ahead(|seen| !PREFACE.starts_with(seen)).await?;
     Ok(match seen {
         [] => None,

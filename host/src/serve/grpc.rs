@@ -4,6 +4,7 @@
 //! too slow or too much for the host gets the status that says so; libraries that do the framing hold what is announced
 //! before it has come, copy it, and decompress it on async threads.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::header::CONTENT_TYPE;
@@ -13,7 +14,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Body as HttpBody, Incoming};
 
 use super::body::{self, Body};
-use super::oip::repository;
+use super::oip::{self, repository};
 use super::status::{AnswerError, Problem};
 use super::{Server, Trace};
 use crate::function::Snapshot;
@@ -65,6 +66,7 @@ pub async fn answer(
     server: &Arc<Server>,
     snapshot: &Snapshot,
     request: Request<Incoming>,
+    client: SocketAddr,
     request_id: &str,
     trace: &mut Trace,
 ) -> Result<Response<Body>, AnswerError> {
@@ -78,14 +80,14 @@ pub async fn answer(
     }
     match head.uri.path() {
         "/inference.GRPCInferenceService/ModelStreamInfer" => {
-            infer_stream::model_stream_infer(server, &head.headers, body, request_id).map(response)
+            infer_stream::model_stream_infer(server, &head.headers, client, body, request_id).map(response)
         }
         "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
         | "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo" => {
             reflection::server_reflection_info(server, &head.headers, body, request_id).map(response)
         }
         path => {
-            let called = Called { path, headers: &head.headers, request_id };
+            let called = Called { path, headers: &head.headers, client, request_id };
             let answered = called.answer(server, snapshot, &mut body, trace).await;
             body::finish(&mut body).await;
             answered
@@ -97,6 +99,7 @@ pub async fn answer(
 struct Called<'a> {
     path: &'a str,
     headers: &'a HeaderMap,
+    client: SocketAddr,
     request_id: &'a str,
 }
 
@@ -110,7 +113,7 @@ impl Called<'_> {
     ) -> Result<Response<Body>, AnswerError> {
         if self.path == "/inference.GRPCInferenceService/ModelInfer" {
             server.takes_calls()?;
-            let answer = infer::model_infer(server, snapshot, self.headers, body, trace).await;
+            let answer = infer::model_infer(server, snapshot, self.headers, self.client, body, trace).await;
             return answer.map(response);
         }
         let named = self.named()?;
@@ -158,29 +161,29 @@ async fn inference(
     snapshot: &Snapshot,
     message: &Message,
 ) -> Result<Response<Body>, AnswerError> {
-    let model = |name: &str, version: &str| server.model(snapshot, name, version);
     match method {
         "ServerLive" => whole(server, &pb::ServerLiveResponse { live: true }),
         "ServerReady" => whole(server, &pb::ServerReadyResponse { ready: server.is_ready() }),
         "ServerMetadata" => whole(server, &model::server()),
         "ModelReady" => {
             let pb::ModelReadyRequest { name, version } = decoded(message)?;
-            let ready = server.is_model_ready(model(&name, &version)?);
+            let ready = server.is_model_ready(server.model(snapshot, &name, &version)?);
             whole(server, &pb::ModelReadyResponse { ready })
         }
         "ModelMetadata" => {
             let pb::ModelMetadataRequest { name, version } = decoded(message)?;
-            whole(server, &model::metadata(model(&name, &version)?))
+            let function = server.model(snapshot, &name, &version)?;
+            whole(server, &model::metadata(function, &oip::versions(snapshot, &name)))
         }
         "ModelConfig" => {
             let pb::ModelConfigRequest { name, version } = decoded(message)?;
-            whole(server, &model::config(model(&name, &version)?))
+            whole(server, &model::config(server.model(snapshot, &name, &version)?))
         }
         "ModelStatistics" => {
             let pb::ModelStatisticsRequest { name, version } = decoded(message)?;
             let model_stats = match name.as_str() {
-                "" => snapshot.models.values().map(|function| model::statistics(function)).collect(),
-                name => vec![model::statistics(model(name, &version)?)],
+                "" => snapshot.models().map(|function| model::statistics(function)).collect(),
+                name => vec![model::statistics(server.model(snapshot, name, &version)?)],
             };
             whole(server, &pb::ModelStatisticsResponse { model_stats })
         }

@@ -18,10 +18,11 @@ use super::body::Body;
 use super::connection::OverTls;
 use super::status::AnswerError;
 use super::{Trace, access, deadline, spin_headers};
-use crate::function::{Function, Matched, Permit, Revision};
+use crate::function::shadow::http_call::{self, RequestCopy};
+use crate::function::{Function, Matched, Permit};
 use crate::instance::http::{HttpError, IsHttps, RequestBody};
 
-/// The request as the guest gets it.
+/// The request as the guest gets it, and how it is to be given to a candidate as well, if it is.
 ///
 /// # Errors
 /// Where the body is announced to be too long, or does not begin to come, or the host that is asked for is not one.
@@ -30,10 +31,10 @@ pub async fn prepare(
     matched: &Matched<'_>,
     client: SocketAddr,
     head: &access::Head,
-    revision: &Revision,
+    function: &Function,
     body_read: Duration,
-) -> Result<Request<RequestBody>, AnswerError> {
-    let limit = revision.request_body_bytes;
+) -> Result<(Request<RequestBody>, Option<http_call::Asked>), AnswerError> {
+    let limit = function.revision.request_body_bytes;
     if request.body().size_hint().lower() > limit as u64 {
         return Err(AnswerError::TooLarge(limit));
     }
@@ -53,8 +54,11 @@ pub async fn prepare(
         Some(_) => first_frame(&mut body, body_read).await?,
         None => None,
     };
-    let body = Bounded { first, body, left: limit, wait: body_read, late: None };
-    Ok(Request::from_parts(parts, body.boxed_unsync()))
+    let shadowed = function.shadow.ask_http(&parts, body.size_hint().lower());
+    let copy = shadowed.as_ref().map(http_call::Asked::body);
+    let body = Bounded { first, body, left: limit, wait: body_read, late: None, copy };
+    body.note_end();
+    Ok((Request::from_parts(parts, body.boxed_unsync()), shadowed))
 }
 
 /// At most one, and of a form that a guest can be told. An empty one is what a URI without an authority calls for.
@@ -82,6 +86,7 @@ async fn first_frame(body: &mut Incoming, wait: Duration) -> Result<Option<Frame
 pub async fn answer(
     function: &Arc<Function>,
     request: Request<RequestBody>,
+    shadowed: Option<http_call::Asked>,
     permit: Permit,
     trace: &mut Trace,
 ) -> Result<Response<Body>, AnswerError> {
@@ -91,15 +96,31 @@ pub async fn answer(
     let (response, meter) = function.revision.program.handle(request, deadline(function), held).await;
     trace.run = running.elapsed();
     trace.usage = meter.read();
-    let mut response = response?;
+    let mut response = match (response, shadowed) {
+        (Ok(response), shadowed) => {
+            let (head, body) = response.into_parts();
+            let copy = shadowed.and_then(|shadowed| shadowed.answered(&head));
+            Response::from_parts(head, (body, copy))
+        }
+        (Err(error), shadowed) => {
+            if let Some(shadowed) = shadowed {
+                shadowed.failed();
+            }
+            return Err(error.into());
+        }
+    };
     for name in [CONNECTION, HeaderName::from_static("keep-alive"), http::header::TRANSFER_ENCODING] {
         response.headers_mut().remove(name);
     }
     let left = function.revision.response_body_bytes;
-    if response.body().size_hint().lower() > left as u64 {
+    if response.body().0.size_hint().lower() > left as u64 {
         return Err(AnswerError::ReplyTooLarge(left));
     }
-    Ok(response.map(|body| Body::Guest { body, left, watch: None }))
+    Ok(response.map(|(body, copy)| {
+        let mut body = Body::Guest { body, left, watch: None, copy };
+        body.note_end();
+        body
+    }))
 }
 
 /// A request's body that fails when it is too long or too slow.
@@ -111,6 +132,17 @@ struct Bounded {
     /// How long it may take from when it is first waited for.
     wait: Duration,
     late: Option<Pin<Box<Sleep>>>,
+    /// Where it is copied as it goes by, if it is.
+    copy: Option<RequestCopy>,
+}
+
+impl Bounded {
+    /// Tells the copy where there is no more to come, which a reader need not ask for.
+    fn note_end(&self) {
+        if let Some(copy) = self.copy.as_ref().filter(|_| self.is_end_stream()) {
+            copy.end();
+        }
+    }
 }
 
 impl HttpBody for Bounded {
@@ -132,7 +164,7 @@ impl HttpBody for Bounded {
                 return Poll::Ready(Some(Err(HttpError::ConnectionReadTimeout)));
             }
         }
-        polled.map(|frame| {
+        let polled = polled.map(|frame| {
             frame.map(|frame| {
                 let frame = frame.map_err(|_| HttpError::ConnectionTerminated)?;
                 let length = frame.data_ref().map_or(0, Bytes::len);
@@ -140,7 +172,18 @@ impl HttpBody for Bounded {
                 self.left = left.ok_or(HttpError::HttpRequestBodySize(None))?;
                 Ok(frame)
             })
-        })
+        });
+        if let Some(copy) = &self.copy {
+            match &polled {
+                Poll::Ready(Some(Ok(frame))) => {
+                    frame.data_ref().into_iter().for_each(|data| copy.part(data));
+                    self.note_end();
+                }
+                Poll::Ready(None) => copy.end(),
+                Poll::Ready(Some(Err(_))) | Poll::Pending => {}
+            }
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

@@ -21,8 +21,8 @@ const LINGER_TURN: usize = 1 << 20;
 
 /// A stream that is read to its end before it is closed: a system that closes a socket with something unread in it
 /// takes back what it has sent, such as the answer that the body is too long.
-pub struct Lingering {
-    stream: TcpStream,
+pub struct Lingering<S = TcpStream> {
+    stream: S,
     /// What was looked at, and is still to be read from `read` up to `seen`.
     ahead: [u8; AHEAD],
     read: usize,
@@ -34,8 +34,8 @@ pub struct Lingering {
     late: Option<Pin<Box<Sleep>>>,
 }
 
-impl Lingering {
-    pub fn new(stream: TcpStream, stall: Duration) -> Lingering {
+impl<S: AsyncRead + AsyncWrite + Unpin> Lingering<S> {
+    pub fn new(stream: S, stall: Duration) -> Lingering<S> {
         let (ahead, read, seen) = ([0; AHEAD], 0, 0);
         Lingering { stream, ahead, read, seen, stall, stalled: None, is_stalled: false, late: None }
     }
@@ -72,7 +72,7 @@ impl Lingering {
     }
 }
 
-impl AsyncRead for Lingering {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Lingering<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -91,7 +91,7 @@ impl AsyncRead for Lingering {
     }
 }
 
-impl AsyncWrite for Lingering {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lingering<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

@@ -1,5 +1,6 @@
 //! The Open Inference Protocol over REST: every path below `/v2`.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::{Method, Request, Response};
@@ -9,7 +10,7 @@ use serde_json::{Value, json};
 use super::body::{self, Body};
 use super::status::{AnswerError, Problem};
 use super::{Server, Trace};
-use crate::function::Snapshot;
+use crate::function::{Asker, Snapshot};
 
 pub mod binary;
 pub mod compression;
@@ -75,19 +76,22 @@ impl Endpoint<'_> {
     fn method(self) -> Method {
         match self {
             Endpoint::Index | Endpoint::Load(_) | Endpoint::Unload(_) => Method::POST,
-            Endpoint::Model(_, _, Aspect::Infer | Aspect::Generate | Aspect::GenerateStream) => Method::POST,
+            Endpoint::Model(_, _, aspect) if aspect.is_call() => Method::POST,
             Endpoint::Server
             | Endpoint::Live
             | Endpoint::Ready
             | Endpoint::Statistics
-            | Endpoint::Model(_, _, Aspect::Metadata | Aspect::Ready | Aspect::Config | Aspect::Statistics) => {
-                Method::GET
-            }
+            | Endpoint::Model(..) => Method::GET,
         }
     }
 }
 
 impl Aspect {
+    /// Whether the function is called, rather than asked about.
+    fn is_call(self) -> bool {
+        matches!(self, Aspect::Infer | Aspect::Generate | Aspect::GenerateStream)
+    }
+
     fn of(segments: &[&str]) -> Option<Aspect> {
         match segments {
             [] => Some(Aspect::Metadata),
@@ -115,6 +119,7 @@ pub async fn answer(
     server: &Arc<Server>,
     snapshot: &Snapshot,
     request: Request<Incoming>,
+    client: SocketAddr,
     trace: &mut Trace,
 ) -> Result<Response<Body>, AnswerError> {
     let path = request.uri().path().to_owned();
@@ -125,8 +130,7 @@ pub async fn answer(
         Endpoint::Ready if server.draining() => Err(AnswerError::Draining),
         Endpoint::Ready => Err(AnswerError::NothingDeployed),
         Endpoint::Statistics => {
-            let models: Vec<_> =
-                snapshot.models.values().map(|function| model::statistics(function)).collect();
+            let models: Vec<_> = snapshot.models().map(|function| model::statistics(function)).collect();
             Ok(json(&json!({ "model_stats": models })))
         }
         Endpoint::Index => repository::index(server, snapshot, request).await,
@@ -139,9 +143,14 @@ pub async fn answer(
             repository::unload(server, function, request).await
         }
         Endpoint::Model(name, version, aspect) => {
-            let function = server.model(snapshot, name, version)?;
+            let function = if aspect.is_call() {
+                let asker = Asker { headers: request.headers(), client: client.ip() };
+                server.called(snapshot, name, version, &asker)?
+            } else {
+                server.model(snapshot, name, version)?
+            };
             match aspect {
-                Aspect::Metadata => Ok(json(&model::metadata(function))),
+                Aspect::Metadata => Ok(json(&model::metadata(function, &versions(snapshot, name)))),
                 Aspect::Ready if server.is_model_ready(function) => {
                     Ok(json(&json!({ "name": function.model, "ready": true })))
                 }
@@ -163,6 +172,12 @@ pub async fn answer(
             }
         }
     }
+}
+
+/// The versions of a model that calls can ask for.
+pub fn versions<'a>(snapshot: &'a Snapshot, name: &'a str) -> Vec<&'a str> {
+    let functions = snapshot.model(name).into_iter().flat_map(|traffic| traffic.versions(name));
+    functions.map(|function| function.version.as_str()).collect()
 }
 
 /// What a path and a method ask for.

@@ -5,6 +5,7 @@ use thiserror::Error;
 use super::json::Refused;
 use crate::function::Overloaded;
 use crate::instance::CallError;
+use crate::telemetry::observations::Outcome;
 
 /// Why a request was not answered as asked.
 #[derive(Debug, Error)]
@@ -131,6 +132,24 @@ impl AnswerError {
             AnswerError::Call(error) => call(error),
             AnswerError::ReplyTooLarge(_) => (502, "guest-bad-reply"),
             AnswerError::Internal => (500, "internal"),
+        }
+    }
+
+    /// What it says of the function, where it is not the caller's fault or the host's.
+    pub fn outcome(&self) -> Option<Outcome> {
+        match self {
+            AnswerError::ReplyTooLarge(_) => Some(Outcome::Error),
+            AnswerError::Call(error) => match error {
+                CallError::Raised { .. } => Some(Outcome::Raised),
+                CallError::Trapped(_) => Some(Outcome::Trap),
+                CallError::DeadlineExceeded(_) | CallError::OverMemory(_) => Some(Outcome::LimitKill),
+                CallError::BadReply(_)
+                | CallError::Start(_)
+                | CallError::Unavailable(_)
+                | CallError::Inference(_) => Some(Outcome::Error),
+                CallError::Input(_) | CallError::OverBudget(_) | CallError::Queue(_) => None,
+            },
+            _ => None,
         }
     }
 

@@ -448,14 +448,14 @@ fn received(response: &Response) -> Option<u64> {
 }
 
 /// Part of a file as the body of a request. It is read on a thread that may block, a few pieces ahead.
-struct FileBody {
+pub(crate) struct FileBody {
     pieces: mpsc::Receiver<io::Result<Bytes>>,
     left: u64,
     taken: Arc<AtomicU64>,
 }
 
 impl FileBody {
-    fn open(path: &Path, offset: u64, length: u64, taken: Arc<AtomicU64>) -> FileBody {
+    pub(crate) fn open(path: &Path, offset: u64, length: u64, taken: Arc<AtomicU64>) -> FileBody {
         let (send, pieces) = mpsc::channel(PIECES);
         let path = path.to_owned();
         tokio::task::spawn_blocking(move || {

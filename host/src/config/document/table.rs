@@ -238,6 +238,47 @@ impl<'a> Value<'a> {
         N::try_from(number?).ok()
     }
 
+    /// A number within `range`, with or without a fraction.
+    pub(crate) fn decimal(&self, range: RangeInclusive<f64>, unit: &str) -> Option<f64> {
+        let float = self.value.as_float().and_then(|float| float.as_str().parse().ok());
+        let number = float.or_else(|| self.as_integer().map(|number| number as f64));
+        let number = number.filter(|number| range.contains(number));
+        if number.is_none() {
+            let (low, high) = range.into_inner();
+            let unit = if unit.is_empty() { String::new() } else { format!(" {unit}") };
+            self.refuse(&format!("`{}` must be a number from {low} to {high}{unit}", self.path));
+        }
+        number
+    }
+
+    /// The value as JSON, for those who read it by a type's own description.
+    pub(crate) fn json(&self) -> Option<serde_json::Value> {
+        use serde_json::Value as Json;
+        let json = match self.value {
+            DeValue::String(string) => Json::from(&**string),
+            DeValue::Boolean(boolean) => Json::from(*boolean),
+            DeValue::Integer(_) => self.as_integer()?.into(),
+            DeValue::Float(float) => {
+                let number = float.as_str().parse().ok().and_then(serde_json::Number::from_f64);
+                let Some(number) = number else {
+                    self.refuse(&format!("`{}` must be a finite number", self.path));
+                    return None;
+                };
+                Json::Number(number)
+            }
+            DeValue::Array(_) => self.items().iter().map(Value::json).collect::<Option<Vec<_>>>()?.into(),
+            DeValue::Table(_) => {
+                let entries = self.entries().into_iter().map(|(key, value)| Some((key, value.json()?)));
+                Json::Object(entries.collect::<Option<_>>()?)
+            }
+            DeValue::Datetime(_) => {
+                self.refuse_type("a number, a string, true or false, an array or a table");
+                return None;
+            }
+        };
+        Some(json)
+    }
+
     pub(crate) fn choice<T: Clone>(&self, choices: &[(&str, T)]) -> Option<T> {
         let name = self.string()?;
         let choice = choices.iter().find(|(choice, _)| *choice == name);

@@ -19,6 +19,7 @@ use super::exchange::{Driver, Stream, exchange};
 use super::failure;
 use super::pauses::Paused;
 use crate::network::{AllowedHosts, Destination, DialError, Network, TrustError, well_known_port};
+use crate::nn::Meter;
 
 /// What the functions of one component may send requests to.
 pub struct Outbound {
@@ -216,11 +217,17 @@ pub(crate) struct Egress {
     deadline: Instant,
     /// Made with the first request.
     places: Option<Arc<Semaphore>>,
+    /// Of an isolated instance, which sends nothing: is told what it wanted to send.
+    observer: Option<Meter>,
 }
 
 impl Egress {
-    pub(crate) fn new(outbound: Option<Arc<Outbound>>, deadline: std::time::Instant) -> Egress {
-        Egress { outbound, deadline: Instant::from(deadline) + AFTER, places: None }
+    pub(crate) fn new(
+        outbound: Option<Arc<Outbound>>,
+        deadline: std::time::Instant,
+        observer: Option<Meter>,
+    ) -> Egress {
+        Egress { outbound, deadline: Instant::from(deadline) + AFTER, places: None, observer }
     }
 }
 
@@ -242,6 +249,13 @@ impl WasiHttpHooks for Egress {
         let Some(outbound) = self.outbound.clone() else {
             return Box::new(async { Err(HttpError::HttpRequestDenied) });
         };
+        if let Some(observer) = &self.observer {
+            let admitted = Target::of(request.uri()).and_then(|target| outbound.admit(&target));
+            if admitted.is_ok() {
+                observer.denied("outbound-request");
+            }
+            return Box::new(async { Err(HttpError::HttpRequestDenied) });
+        }
         let most = outbound.network.bounds.instance_connections;
         let places = Arc::clone(self.places.get_or_insert_with(|| Arc::new(Semaphore::new(most))));
         let (place, deadline) = (queue(places), self.deadline);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use redb::{Database, ReadableTable, TableDefinition, TransactionError, WriteTransaction};
 use tokio::sync::{mpsc, oneshot};
 
-use super::super::ENTRY_BYTES;
+use super::super::{ENTRY_BYTES, number};
 use super::{Entries, Seen, Shared, StoreError};
 
 /// How many bytes each store holds.
@@ -200,14 +200,6 @@ fn outcome_of<'a>(
             }
         }
     })
-}
-
-/// A counter as Spin's own store keeps it: eight bytes, the least significant first.
-fn number(value: Option<Vec<u8>>) -> Option<i64> {
-    match value {
-        None => Some(0),
-        Some(bytes) => Some(i64::from_le_bytes(bytes.try_into().ok()?)),
-    }
 }
 
 fn size(key: &str, value: &[u8]) -> u64 {

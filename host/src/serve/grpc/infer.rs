@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -22,7 +23,7 @@ use super::deadline::{deadline, exceeded};
 use super::message::{Message, Messages};
 use super::reply;
 use super::status::success;
-use crate::function::{Function, Snapshot};
+use crate::function::{Asker, Function, Snapshot};
 use crate::instance::Deadline;
 use crate::instance::typed::{Reply, Request as TypedRequest};
 
@@ -50,12 +51,14 @@ pub(super) async fn model_infer(
     server: &Server,
     snapshot: &Snapshot,
     headers: &HeaderMap,
+    client: SocketAddr,
     body: &mut Incoming,
     trace: &mut Trace,
 ) -> Result<Whole, AnswerError> {
     let deadline = deadline(headers)?;
     let message = only(server, headers, body, deadline).await?;
-    let asked = read(server, snapshot, message, trace).await?;
+    let asker = Asker { headers, client: client.ip() };
+    let asked = read(server, snapshot, &asker, message, trace).await?;
     let caller = Caller { deadline: deadline.map(|deadline| deadline.at), share: asked.share };
     let mut outcome = server.infer(&asked.form.function, asked.request, caller, trace).await?;
     let reply = std::mem::take(&mut outcome.reply);
@@ -95,12 +98,13 @@ pub(super) async fn only(
 pub(super) async fn read(
     server: &Server,
     snapshot: &Snapshot,
+    asker: &Asker<'_>,
     message: Message,
     trace: &mut Trace,
 ) -> Result<Asked, AnswerError> {
     let Message { bytes, share } = message;
     let call = Call::read(&bytes)?;
-    let function = Arc::clone(server.model(snapshot, call.model, call.version)?);
+    let function = Arc::clone(server.called(snapshot, call.model, call.version, asker)?);
     trace.function = Some(Arc::clone(&function));
     let limit = function.revision.request_body_bytes;
     if bytes.len() > limit {

@@ -1,6 +1,7 @@
 //! `ModelStreamInfer`: requests on one stream, answered in the order in which they came, some of them at once.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -24,6 +25,7 @@ use super::proto::inference::infer_parameter::ParameterChoice;
 use super::proto::inference::{InferParameter, ModelInferResponse, ModelStreamInferResponse};
 use super::reply::LAST;
 use super::stream::{At, Patience, Source, Streamed, refused};
+use crate::function::Asker;
 use crate::instance::Deadline;
 
 /// Requests of one stream that are worked on at once. The ones behind wait, and so does their caller.
@@ -44,6 +46,8 @@ pub(super) struct Inferences {
     request_id: Arc<str>,
     deadline: Option<Deadline>,
     is_strict: bool,
+    headers: Arc<HeaderMap>,
+    client: SocketAddr,
     messages: Messages<Incoming>,
     turns: VecDeque<Turn>,
     /// What comes after the answers: `None` while requests may come.
@@ -64,6 +68,7 @@ struct Turn {
 pub(super) fn model_stream_infer(
     server: &Arc<Server>,
     headers: &HeaderMap,
+    client: SocketAddr,
     body: Incoming,
     request_id: &str,
 ) -> Result<Streamed<Inferences>, AnswerError> {
@@ -73,6 +78,8 @@ pub(super) fn model_stream_infer(
         request_id: request_id.into(),
         deadline,
         is_strict: is_strict(headers),
+        headers: Arc::new(headers.clone()),
+        client,
         messages: Messages::new(body, headers, server.limits.message)?,
         turns: VecDeque::with_capacity(AT_ONCE),
         end: None,
@@ -93,6 +100,8 @@ impl Inferences {
             request_id: Arc::clone(&self.request_id),
             deadline: self.deadline,
             is_strict: self.is_strict,
+            headers: Arc::clone(&self.headers),
+            client: self.client,
             names: Names::default(),
             trace: Trace::default(),
             started: Instant::now(),
@@ -168,6 +177,8 @@ struct Asking {
     request_id: Arc<str>,
     deadline: Option<Deadline>,
     is_strict: bool,
+    headers: Arc<HeaderMap>,
+    client: SocketAddr,
     names: Names,
     trace: Trace,
     started: Instant,
@@ -190,7 +201,8 @@ impl Asking {
         let message = received.plain().await?;
         let snapshot = self.server.functions.snapshot();
         let bytes = message.bytes.clone();
-        let asked = infer::read(&self.server, &snapshot, message, &mut self.trace).await;
+        let asker = Asker { headers: &self.headers, client: self.client.ip() };
+        let asked = infer::read(&self.server, &snapshot, &asker, message, &mut self.trace).await;
         let asked = asked.inspect_err(|_| self.names = Names::of(&bytes))?;
         drop(bytes);
         let form = asked.form;

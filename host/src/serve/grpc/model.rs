@@ -22,7 +22,8 @@ pub(super) fn server() -> pb::ServerMetadataResponse {
     }
 }
 
-pub(super) fn metadata(function: &Function) -> pb::ModelMetadataResponse {
+/// A model at one of the `versions` that there are.
+pub(super) fn metadata(function: &Function, versions: &[&str]) -> pb::ModelMetadataResponse {
     let (inputs, outputs) = model::ports(function);
     let tensor = |port: &Port| TensorMetadata {
         name: port.name.clone(),
@@ -32,7 +33,7 @@ pub(super) fn metadata(function: &Function) -> pb::ModelMetadataResponse {
     let properties = model::properties(function).into_iter();
     pb::ModelMetadataResponse {
         name: function.model.clone(),
-        versions: vec![function.version.clone()],
+        versions: versions.iter().map(|version| (*version).to_owned()).collect(),
         platform: model::platform(function),
         inputs: inputs.iter().map(tensor).collect(),
         outputs: outputs.iter().map(tensor).collect(),
@@ -124,7 +125,7 @@ pub(super) fn index(
     request: &pb::RepositoryIndexRequest,
 ) -> Result<pb::RepositoryIndexResponse, AnswerError> {
     only_repository(&request.repository_name)?;
-    let models = snapshot.models.values();
+    let models = snapshot.models();
     let models = models.filter(|function| !request.ready || server.is_model_ready(function));
     let models = models.map(|function| {
         let (state, reason) = repository::state(server, function);

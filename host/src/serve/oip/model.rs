@@ -107,7 +107,8 @@ pub(super) fn server() -> Value {
     json!({ "name": NAME, "version": VERSION, "extensions": EXTENSIONS })
 }
 
-pub(super) fn metadata(function: &Function) -> Value {
+/// A model at one of the `versions` that there are.
+pub(super) fn metadata(function: &Function, versions: &[&str]) -> Value {
     let (inputs, outputs) = ports(function);
     let tensors = |ports: &[Port]| {
         let tensor = |port: &Port| json!({ "name": port.name, "datatype": port.datatype.name(), "shape": shape(port) });
@@ -117,7 +118,7 @@ pub(super) fn metadata(function: &Function) -> Value {
         properties(function).into_iter().map(|(name, value)| (name.to_owned(), Value::from(value))).collect();
     json!({
         "name": function.model,
-        "versions": [function.version],
+        "versions": versions,
         "platform": platform(function),
         "inputs": tensors(inputs),
         "outputs": tensors(outputs),

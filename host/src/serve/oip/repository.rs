@@ -30,7 +30,7 @@ pub(super) async fn index(
     request: Request<Incoming>,
 ) -> Result<Response<Body>, AnswerError> {
     let wanted: Wanted = read(server, request, "{\"ready\": true}").await?.unwrap_or_default();
-    let models = snapshot.models.values();
+    let models = snapshot.models();
     let models = models.filter(|function| !wanted.ready || server.is_model_ready(function));
     let models: Vec<_> = models
         .map(|function| {

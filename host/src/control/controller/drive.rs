@@ -1,0 +1,424 @@
+//! Rollouts: started, looked at and judged, and changed by what people say.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::prepare::{conflict, said, warm};
+use super::slot::{Slot, State, under_way};
+use super::{Controller, now_ms};
+use crate::control::ControlError;
+use crate::control::wire::{Command, RolloutStatus, Start};
+use crate::function::Release;
+use crate::function::shadow::Shadow;
+use crate::rollout::analysis::Arms;
+use crate::rollout::machine::{Change, NotNow, Phase, Rollout};
+use crate::rollout::shadow::ShadowCounts;
+use crate::rollout::store::{AppRecord, Event};
+use crate::telemetry::observations::Tally;
+
+/// How often it is looked whether a rollout goes on.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How often the graphs are used that are to stay in memory though nobody calls them.
+const WARM: Duration = Duration::from_secs(5);
+
+/// How often evidence is kept that no change follows from.
+const KEEP: Duration = Duration::from_secs(5);
+
+impl Controller {
+    /// Drives all rollouts, until it is dropped.
+    pub async fn drive(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(TICK).await;
+            for slot in self.slots() {
+                // Whoever has it is deciding right now.
+                let Ok(mut state) = slot.state.try_lock() else { continue };
+                if let Err(error) = self.tick(&slot, &mut state).await {
+                    tracing::warn!(app = slot.name, %error, "a rollout could not go on; it is tried again");
+                }
+            }
+        }
+    }
+
+    async fn tick(&self, slot: &Slot, state: &mut State) -> Result<(), ControlError> {
+        self.keep_warm(state);
+        if state.rollout().is_some() {
+            self.look(slot, state).await?;
+        }
+        self.end_window(slot, state).await
+    }
+
+    /// Counts, judges, and does what follows.
+    async fn look(&self, slot: &Slot, state: &mut State) -> Result<(), ControlError> {
+        let Some(rollout) = state.rollout() else { return Ok(()) };
+        let interval = Duration::from_secs_f64(rollout.plan.analysis.interval_s);
+        let since = state.looked.get_or_insert_with(Instant::now).elapsed();
+        let arms = (since >= interval).then(|| count(state));
+        let mut record = state.record.clone();
+        let Some(rollout) = &mut record.rollout else { return Ok(()) };
+        let changes = rollout.tick(now_ms(), arms.as_ref().map(|(arms, _)| arms));
+        if changes.is_empty() && arms.is_none() {
+            return Ok(());
+        }
+        let changes = [changes, settle(rollout)].concat();
+        let kept = self.change(slot, state, record, changes).await;
+        // What could not be kept is looked at again, with what comes until then.
+        if kept.is_ok()
+            && let Some((_, counted)) = arms
+        {
+            state.counted = counted.functions;
+            state.shadow_counted = counted.shadow;
+            state.looked = Some(Instant::now());
+        }
+        kept
+    }
+
+    /// See [`crate::control::Control::start`].
+    pub(super) async fn begin(&self, app: &str, start: Start) -> Result<RolloutStatus, ControlError> {
+        let slot = self.slot(app)?;
+        let mut state = slot.state.lock().await;
+        let Start { revision, plan, message } = start;
+        if !state.record.revisions.contains_key(&revision) {
+            return Err(ControlError::revision_not_found(app, revision));
+        }
+        let under_way = state.rollout().map(|rollout| rollout.candidate);
+        if under_way == Some(revision) || under_way.is_none() && state.record.stable == Some(revision) {
+            // It was started before, and the caller may not have heard of it.
+            return state.status().ok_or_else(|| ControlError::rollout_not_found(app));
+        }
+        if state.prepared.is_none_or(|(prepared, _)| prepared != revision) {
+            state.check_free(app, super::prepare::READY_FOR)?;
+            return Err(ControlError::not_now(format_args!(
+                "revision {revision} of `{app}` is not ready to take traffic; deploy it anew"
+            )));
+        }
+        plan.check().map_err(ControlError::invalid)?;
+        let mut record = state.record.clone();
+        let id = record.next_rollout;
+        record.next_rollout += 1;
+        let functions = state.loaded.get(&revision).map(|loaded| names(&loaded.release)).unwrap_or_default();
+        let (mut rollout, mut changes) =
+            Rollout::start(id, app, record.stable, revision, plan, &functions, now_ms());
+        if let (Some(message), Some(first)) = (message, changes.first_mut()) {
+            first.text = format!("{}: {message}", first.text);
+        }
+        changes.extend(settle(&mut rollout));
+        record.rollout = Some(rollout);
+        state.counted = all_counted(&state, revision);
+        state.shadowed.clear();
+        state.looked = None;
+        self.change(&slot, &mut state, record, changes).await?;
+        state.prepared = None;
+        state.status().ok_or_else(|| ControlError::rollout_not_found(app))
+    }
+
+    /// See [`crate::control::Control::promote`].
+    pub(super) async fn go_on(&self, app: &str, command: Command) -> Result<RolloutStatus, ControlError> {
+        self.told(app, command.message.as_deref(), |rollout| rollout.promote(command.full, now_ms())).await
+    }
+
+    /// See [`crate::control::Control::pause`].
+    pub(super) async fn halt(&self, app: &str, command: Command) -> Result<RolloutStatus, ControlError> {
+        self.told(app, command.message.as_deref(), |rollout| rollout.pause(now_ms())).await
+    }
+
+    /// See [`crate::control::Control::resume`].
+    pub(super) async fn take_up(&self, app: &str, command: Command) -> Result<RolloutStatus, ControlError> {
+        self.told(app, command.message.as_deref(), |rollout| rollout.resume(now_ms())).await
+    }
+
+    /// See [`crate::control::Control::rollback`].
+    pub(super) async fn go_back(&self, app: &str, command: Command) -> Result<RolloutStatus, ControlError> {
+        let slot = self.slot(app)?;
+        let mut state = slot.state.lock().await;
+        let message = command.message.as_deref();
+        if state.rollout().is_some() {
+            let reason = message.unwrap_or("a person said so");
+            drop(state);
+            return self.told(app, None, |rollout| rollout.rollback(reason, now_ms())).await;
+        }
+        if let Some((prepared, _)) = state.prepared {
+            self.discard_in(&slot, &mut state, prepared, message.unwrap_or("a person said so")).await?;
+            return state.status().ok_or_else(|| ControlError::rollout_not_found(app));
+        }
+        let to = command.revision.or(state.record.former);
+        let Some(to) = to else {
+            return Err(ControlError::rollout_not_found(app));
+        };
+        if !state.record.revisions.contains_key(&to) {
+            return Err(ControlError::revision_not_found(app, to));
+        }
+        if !state.loaded.contains_key(&to) {
+            return Err(ControlError::not_now(format_args!(
+                "revision {to} of `{app}` is no longer in memory; deploy its digest anew, which `tenon status` tells"
+            )));
+        }
+        let mut record = state.record.clone();
+        let from = record.stable.replace(to);
+        record.former = from.filter(|from| *from != to);
+        let text = match from {
+            Some(from) => format!("back from revision {from} to revision {to}"),
+            None => format!("back to revision {to}"),
+        };
+        let event = said("rolled_back", to, &text, message);
+        self.turn(&slot, &mut state, record, vec![event]).await?;
+        state.status().ok_or_else(|| ControlError::rollout_not_found(app))
+    }
+
+    /// See [`crate::control::Control::remove`].
+    pub(super) async fn take_out(&self, app: &str) -> Result<(), ControlError> {
+        let slot = self.slot(app)?;
+        let loaded = {
+            let mut state = slot.state.lock().await;
+            if state.record.revisions.is_empty() {
+                return Err(ControlError::app_not_found(app));
+            }
+            let numbers = (state.record.next_revision, state.record.next_rollout);
+            let revision = state.record.stable;
+            let record = AppRecord {
+                next_revision: numbers.0,
+                next_rollout: numbers.1,
+                removed: true,
+                ..AppRecord::default()
+            };
+            let text = format!("`{app}` is taken out of service");
+            let details = serde_json::Value::Null;
+            let event = Event { time_ms: now_ms(), revision, event: "removed".to_owned(), text, details };
+            let revisions: Vec<u64> = state.record.revisions.keys().copied().collect();
+            self.keep(&slot, &mut state, record, vec![event]).await?;
+            self.publish(&slot, &state)?;
+            state.prepared = None;
+            for revision in revisions {
+                self.unpin(app, revision).await;
+            }
+            std::mem::take(&mut state.loaded)
+        };
+        let releases: Vec<_> = loaded.into_values().map(|loaded| loaded.release).collect();
+        for release in releases {
+            super::retire(release, Arc::clone(&self.releases)).await;
+        }
+        Ok(())
+    }
+
+    /// Has a rollout follow a command.
+    async fn told(
+        &self,
+        app: &str,
+        message: Option<&str>,
+        follow: impl FnOnce(&mut Rollout) -> Result<Vec<Change>, NotNow>,
+    ) -> Result<RolloutStatus, ControlError> {
+        let slot = self.slot(app)?;
+        let mut state = slot.state.lock().await;
+        let mut record = state.record.clone();
+        let rollout = record.rollout.as_mut().filter(|rollout| !rollout.is_over());
+        let rollout = rollout.ok_or_else(|| ControlError::rollout_not_found(app))?;
+        let mut changes = follow(rollout).map_err(ControlError::not_now)?;
+        if let (Some(message), Some(first)) = (message, changes.first_mut()) {
+            first.text = format!("{}: {message}", first.text);
+        }
+        changes.extend(settle(rollout));
+        self.change(&slot, &mut state, record, changes).await?;
+        state.status().ok_or_else(|| ControlError::rollout_not_found(app))
+    }
+
+    /// Makes a changed rollout what is wanted, in the data plane and in the store.
+    async fn change(
+        &self,
+        slot: &Slot,
+        state: &mut State,
+        mut record: AppRecord,
+        changes: Vec<Change>,
+    ) -> Result<(), ControlError> {
+        let Some(rollout) = &record.rollout else { return Ok(()) };
+        let (candidate, now) = (rollout.candidate, now_ms());
+        for change in &changes {
+            tracing::info!(app = slot.name, revision = candidate, event = change.event, "{}", change.text);
+        }
+        if rollout.phase == Phase::Succeeded {
+            record.former = record.stable.filter(|stable| *stable != candidate);
+            record.stable = Some(candidate);
+        }
+        let events: Vec<_> = changes.into_iter().map(|change| Event::of(change, candidate, now)).collect();
+        // Evidence alone is kept from time to time: what is lost of it with the host makes judging it slower, not wrong.
+        let due = state.kept.is_none_or(|kept| kept.elapsed() >= KEEP);
+        if events.is_empty() && !due {
+            state.record = record;
+            return Ok(());
+        }
+        state.kept = Some(Instant::now());
+        self.turn(slot, state, record, events).await
+    }
+
+    /// Turns the traffic as a record says, then keeps it. The traffic goes first: whoever goes back waits for no disk.
+    /// What cannot be kept is not done, but for going back.
+    async fn turn(
+        &self,
+        slot: &Slot,
+        state: &mut State,
+        record: AppRecord,
+        events: Vec<Event>,
+    ) -> Result<(), ControlError> {
+        let traffic = state.traffic(&record);
+        let back = under_way(&state.record).is_some()
+            && under_way(&record).is_none()
+            && record.stable == state.record.stable;
+        self.functions.publish(&slot.name, traffic).map_err(conflict)?;
+        let former = std::mem::replace(&mut state.record, record);
+        let (name, kept) = (slot.name.clone(), state.record.clone());
+        let stored = self.stored(move |store| store.put(&name, &kept, &events)).await;
+        if stored.is_err() && !back {
+            state.record = former;
+            self.publish(slot, state)?;
+        }
+        self.watch(state);
+        state.cast_shadow(&self.functions);
+        self.let_go(slot, state).await;
+        stored
+    }
+
+    /// Keeps a record that changes nothing for callers.
+    pub(super) async fn keep(
+        &self,
+        slot: &Slot,
+        state: &mut State,
+        record: AppRecord,
+        events: Vec<Event>,
+    ) -> Result<(), ControlError> {
+        let (name, kept) = (slot.name.clone(), record.clone());
+        self.stored(move |store| store.put(&name, &kept, &events)).await?;
+        state.record = record;
+        Ok(())
+    }
+
+    /// Divides the calls as the record says.
+    pub(super) fn publish(&self, slot: &Slot, state: &State) -> Result<(), ControlError> {
+        self.functions.publish(&slot.name, state.traffic(&state.record)).map_err(conflict)
+    }
+
+    /// Has calls noted where they are judged.
+    pub(super) fn watch(&self, state: &State) {
+        let rollout = state.rollout();
+        for (revision, loaded) in &state.loaded {
+            let judged = rollout.is_some_and(|rollout| {
+                *revision == rollout.candidate || Some(*revision) == state.record.stable
+            });
+            for function in &loaded.release.functions {
+                function.observations.watch(judged);
+            }
+        }
+    }
+
+    /// Lets go of revisions that nothing is to come of any more.
+    async fn let_go(&self, slot: &Slot, state: &mut State) {
+        let candidate = state.rollout().map(|rollout| rollout.candidate);
+        let prepared = state.prepared.map(|(prepared, _)| prepared);
+        let needed = [state.record.stable, state.record.former, candidate, prepared];
+        let gone: Vec<u64> =
+            state.loaded.keys().copied().filter(|revision| !needed.contains(&Some(*revision))).collect();
+        for revision in gone {
+            if let Some(loaded) = state.loaded.remove(&revision) {
+                self.retire_later(loaded.release);
+            }
+            self.unpin(&slot.name, revision).await;
+        }
+    }
+
+    /// Forgets the former revision once nobody is to go back to it any more.
+    async fn end_window(&self, slot: &Slot, state: &mut State) -> Result<(), ControlError> {
+        let Some(former) = state.record.former else { return Ok(()) };
+        if state.rollout().is_some() {
+            return Ok(());
+        }
+        let window = state.record.rollout.as_ref().map_or(0, |rollout| {
+            rollout.changed_ms.saturating_add(rollout.plan.rollback_window_s.saturating_mul(1000))
+        });
+        if now_ms() < window {
+            return Ok(());
+        }
+        let mut record = state.record.clone();
+        record.former = None;
+        let text = format!("revision {former} leaves memory: the time to go back to it is over");
+        self.turn(slot, state, record, vec![said("window_over", former, &text, None)]).await
+    }
+
+    /// Has the graphs stay in memory of what all traffic may have to go to at once.
+    fn keep_warm(&self, state: &mut State) {
+        if state.warmed.is_some_and(|warmed| warmed.elapsed() < WARM) {
+            return;
+        }
+        state.warmed = Some(Instant::now());
+        let judged = state.rollout().is_some();
+        let wanted = [state.record.former, state.record.stable.filter(|_| judged)];
+        for revision in wanted.into_iter().flatten() {
+            if let Some(loaded) = state.loaded.get(&revision) {
+                let release = Arc::clone(&loaded.release);
+                tokio::spawn(async move {
+                    if let Err(error) = warm(&release).await {
+                        tracing::warn!(app = release.app.name, revision, %error, "a model does not stay in memory");
+                    }
+                });
+            }
+        }
+    }
+}
+
+/// What was counted until a look.
+struct Counted {
+    functions: BTreeMap<String, (Tally, Tally)>,
+    shadow: BTreeMap<String, ShadowCounts>,
+}
+
+/// What was counted since the last look, and all that has been counted.
+fn count(state: &State) -> (BTreeMap<String, Arms>, Counted) {
+    let shadow = state.shadow.as_ref().map(Shadow::counts).unwrap_or_default();
+    let (mut arms, mut functions) = (BTreeMap::new(), BTreeMap::new());
+    let candidate = state.rollout().and_then(|rollout| state.loaded.get(&rollout.candidate));
+    let stable = state.stable().map(|loaded| &loaded.release);
+    for function in candidate.into_iter().flat_map(|candidate| &candidate.release.functions) {
+        let name = &function.name;
+        let own = function.observations.read();
+        let other = stable.and_then(|release| release.function(name));
+        let other = other.map(|function| function.observations.read()).unwrap_or_default();
+        let (before, own_before) = state.counted.get(name).cloned().unwrap_or_default();
+        let shadow_before = state.shadow_counted.get(name).copied().unwrap_or_default();
+        let since = Arms {
+            stable: other.since(&before),
+            candidate: own.since(&own_before),
+            shadow: shadow.get(name).map(|counts| counts.since(&shadow_before)),
+        };
+        arms.insert(name.clone(), since);
+        functions.insert(name.clone(), (other, own));
+    }
+    (arms, Counted { functions, shadow })
+}
+
+/// All that was counted before a rollout began, which says nothing of it.
+fn all_counted(state: &State, candidate: u64) -> BTreeMap<String, (Tally, Tally)> {
+    let release = |revision: u64| state.loaded.get(&revision).map(|loaded| &loaded.release);
+    let (stable, candidate) = (state.record.stable.and_then(release), release(candidate));
+    let read = |release: Option<&Arc<Release>>, name: &str| {
+        let function = release.and_then(|release| release.function(name));
+        function.map(|function| function.observations.read()).unwrap_or_default()
+    };
+    let functions = candidate.into_iter().flat_map(|release| &release.functions);
+    let counted = functions.map(|function| {
+        let name = function.name.clone();
+        let both = (read(stable, &name), read(candidate, &name));
+        (name, both)
+    });
+    counted.collect()
+}
+
+/// What is decided is also done, without waiting for another tick.
+pub(super) fn settle(rollout: &mut Rollout) -> Vec<Change> {
+    let mut changes = Vec::new();
+    while matches!(rollout.phase, Phase::Promoting | Phase::Aborting) {
+        changes.extend(rollout.tick(now_ms(), None));
+    }
+    changes
+}
+
+fn names(release: &Release) -> Vec<String> {
+    release.functions.iter().map(|function| function.name.clone()).collect()
+}

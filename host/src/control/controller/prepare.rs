@@ -1,0 +1,382 @@
+//! Makes a revision ready: fetched, verified, compared with the live one, compiled, loaded, and tried out with its golden
+//! samples. What is live is touched by nothing of this.
+
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use super::slot::{Deploying, Loaded, Slot, State};
+use super::{Controller, now_ms};
+use crate::artifact::oci::Digest;
+use crate::control::ControlError;
+use crate::control::source::{App, Image, blocking};
+use crate::control::wire::{Prepare, Prepared, Progress, Source};
+use crate::deploy::Step;
+use crate::deploy::compatibility::{Described, capabilities_grown, interface_breaks};
+use crate::function::{Conflict, Release, Snapshot, Traffic};
+use crate::rollout::store::{AppRecord, Event, RevisionRecord};
+use crate::samples::{self, Verdict, files};
+
+/// How long a revision that is ready waits for its rollout before another may take its place.
+pub(super) const READY_FOR: Duration = Duration::from_secs(600);
+
+/// The names of apps that are remembered: those that were removed are among them, so that no number of a revision is
+/// given twice.
+const MOST_APPS: usize = 10_000;
+
+/// The revisions of an app that are remembered.
+const REMEMBERED: usize = 20;
+
+/// Tells the person who deploys how far it is. Who does not listen is not waited for.
+struct Reporter(mpsc::Sender<Progress>);
+
+impl Reporter {
+    fn say(&self, progress: Progress) {
+        let _ = self.0.try_send(progress);
+    }
+
+    async fn step<T>(
+        &self,
+        step: &str,
+        work: impl Future<Output = Result<T, ControlError>>,
+    ) -> Result<T, ControlError> {
+        let (step, started) = (step.to_owned(), Instant::now());
+        self.say(Progress::Begun { step: step.clone() });
+        let done = work.await?;
+        self.say(Progress::Done { step, took_ms: started.elapsed().as_secs_f64() * 1e3 });
+        Ok(done)
+    }
+}
+
+impl Controller {
+    /// See [`crate::control::Control::prepare`].
+    pub(super) async fn make_ready(
+        &self,
+        request: Prepare,
+        progress: mpsc::Sender<Progress>,
+    ) -> Result<Prepared, ControlError> {
+        let reporter = Reporter(progress);
+        let image = self.image(&request.source, &reporter).await?;
+        let app = reporter.step("read", self.sources.app(&image, &request.variables)).await?;
+        for warning in app.manifest.warnings.iter().chain(&app.files.warnings) {
+            reporter.say(Progress::Warning { text: warning.clone() });
+        }
+        let (name, digest) = (app.manifest.name.clone(), image.digest);
+        let slot = self.slot_for(&name)?;
+        let (revision, unchanged, live) = self.make_ready_in(&slot, &request, &image, app, &reporter).await?;
+        Ok(Prepared { app: name, revision, digest: digest.to_string(), unchanged, live })
+    }
+
+    async fn image(&self, source: &Source, reporter: &Reporter) -> Result<Image, ControlError> {
+        match source {
+            Source::Uploaded(digest) => reporter.step("find", self.sources.uploaded(digest)).await,
+            Source::Reference(reference) => {
+                let named = reporter.step("find", self.sources.find(reference)).await?;
+                let key = reporter.step("verify signature", self.sources.verify(&named)).await?;
+                if key.is_none() {
+                    let text = format!("`{reference}` need not be signed, by this host's settings");
+                    tracing::info!("{text}");
+                }
+                reporter.step("fetch", self.sources.fetch(named)).await
+            }
+        }
+    }
+
+    async fn make_ready_in(
+        &self,
+        slot: &Slot,
+        request: &Prepare,
+        image: &Image,
+        app: App,
+        reporter: &Reporter,
+    ) -> Result<(u64, bool, bool), ControlError> {
+        let digest = image.digest.to_string();
+        let _turn: Deploying<'_> = slot.deploy(&format!("of {digest}"))?;
+        let revision = {
+            let mut state = slot.state.lock().await;
+            if let Some(found) = same(&state, &digest, request) {
+                return Ok(found);
+            }
+            state.check_free(&slot.name, READY_FOR)?;
+            // One that was made ready and never rolled out makes room.
+            if let Some((revision, _)) = state.prepared.take() {
+                self.discard_in(slot, &mut state, revision, "another one was made ready").await?;
+            }
+            if let Some(live) = state.stable() {
+                let new = Described { manifest: &app.manifest, interfaces: &app.interfaces };
+                compare(&live.described(), &new, request)?;
+            }
+            // Taken and kept at once, so that no number is ever given twice.
+            let mut record = state.record.clone();
+            let revision = record.next_revision;
+            record.next_revision += 1;
+            self.keep(slot, &mut state, record, Vec::new()).await?;
+            revision
+        };
+        let release = self.release(&app, revision, digest.clone(), reporter).await?;
+        self.check_conflicts(&slot.name, &release)?;
+        reporter.step("load models", warm(&release)).await?;
+        if request.skip_samples {
+            reporter
+                .say(Progress::Warning { text: "golden samples are not run (`skip_samples`)".to_owned() });
+        } else {
+            reporter.step("golden samples", try_out(&release, &app, reporter)).await?;
+        }
+        self.pin(&slot.name, revision, app.digests.clone(), &app).await?;
+        let described = RevisionRecord {
+            digest,
+            reference: image.reference.as_ref().map(ToString::to_string),
+            uploaded: image.reference.is_none(),
+            variables: request.variables.clone(),
+            created_ms: now_ms(),
+            version: app.manifest.version.clone(),
+            message: request.message.clone(),
+        };
+        let mut state = slot.state.lock().await;
+        let mut record = state.record.clone();
+        let event =
+            said("prepared", revision, &format!("revision {revision} is ready"), request.message.as_deref());
+        record.revisions.insert(revision, described);
+        let forgotten = record.forget_old(REMEMBERED);
+        self.keep(slot, &mut state, record, vec![event]).await?;
+        for old in forgotten {
+            self.unpin(&slot.name, old).await;
+        }
+        let App { manifest, interfaces, blobs, .. } = app;
+        let (manifest, interfaces) = (Arc::new(manifest), Arc::new(interfaces));
+        state.loaded.insert(revision, Loaded { release, manifest, interfaces, _blobs: blobs });
+        state.prepared = Some((revision, Instant::now()));
+        Ok((revision, false, false))
+    }
+
+    /// Compiles, links and describes everything of an app.
+    pub(super) async fn release_of(
+        &self,
+        app: &App,
+        revision: u64,
+        digest: String,
+        report: &(dyn Fn(Step) + Sync),
+    ) -> Result<Arc<Release>, ControlError> {
+        let made = self.deployer.release(&app.manifest, &app.files, revision, digest, report).await;
+        let release = Arc::new(made.map_err(|error| ControlError::not_deployable(error.to_string()))?);
+        self.note(&release);
+        Ok(release)
+    }
+
+    async fn release(
+        &self,
+        app: &App,
+        revision: u64,
+        digest: String,
+        reporter: &Reporter,
+    ) -> Result<Arc<Release>, ControlError> {
+        let report = |step: Step| {
+            reporter.say(Progress::Done { step: step.what, took_ms: step.took.as_secs_f64() * 1e3 });
+        };
+        reporter.step("compile", self.release_of(app, revision, digest, &report)).await
+    }
+
+    /// Whether the revision could be served beside the other apps.
+    fn check_conflicts(&self, app: &str, release: &Arc<Release>) -> Result<(), ControlError> {
+        let mut apps = self.functions.snapshot().apps().clone();
+        apps.insert(app.to_owned(), Arc::new(Traffic::all(Arc::clone(release))));
+        Snapshot::of(apps).map(drop).map_err(conflict)
+    }
+
+    /// See [`crate::control::Control::discard`].
+    pub(super) async fn forget(&self, app: &str, revision: u64) -> Result<(), ControlError> {
+        let slot = self.slot(app)?;
+        {
+            let mut state = slot.state.lock().await;
+            if !state.record.revisions.contains_key(&revision) {
+                return Err(ControlError::revision_not_found(app, revision));
+            }
+            let candidate = state.rollout().map(|rollout| rollout.candidate);
+            if state.record.stable == Some(revision) || candidate == Some(revision) {
+                return Err(ControlError::in_use(format_args!(
+                    "revision {revision} of `{app}` takes traffic; `tenon rollback {app}` or `tenon remove {app}` ends that"
+                )));
+            }
+            self.discard_in(&slot, &mut state, revision, "discarded").await
+        }
+    }
+
+    /// Forgets a revision that takes no traffic.
+    pub(super) async fn discard_in(
+        &self,
+        slot: &Slot,
+        state: &mut State,
+        revision: u64,
+        why: &str,
+    ) -> Result<(), ControlError> {
+        let mut record = state.record.clone();
+        record.revisions.remove(&revision);
+        if record.former == Some(revision) {
+            record.former = None;
+        }
+        let text = format!("revision {revision} is forgotten: {why}");
+        self.keep(slot, state, record, vec![said("discarded", revision, &text, None)]).await?;
+        if state.prepared.is_some_and(|(prepared, _)| prepared == revision) {
+            state.prepared = None;
+        }
+        self.publish(slot, state)?;
+        if let Some(loaded) = state.loaded.remove(&revision) {
+            self.retire_later(loaded.release);
+        }
+        self.unpin(&slot.name, revision).await;
+        Ok(())
+    }
+
+    /// The slot of an app that may be new.
+    fn slot_for(&self, app: &str) -> Result<Arc<Slot>, ControlError> {
+        let mut apps = self.apps.lock().unwrap_or_else(PoisonError::into_inner);
+        if apps.len() >= MOST_APPS && !apps.contains_key(app) {
+            return Err(ControlError::overloaded(format_args!(
+                "{MOST_APPS} apps have been deployed here under other names; a host with a state of its own has room"
+            )));
+        }
+        let slot = apps.entry(app.to_owned());
+        Ok(Arc::clone(slot.or_insert_with(|| Arc::new(Slot::new(app, AppRecord::default())))))
+    }
+
+    async fn pin(
+        &self,
+        app: &str,
+        revision: u64,
+        digests: Vec<Digest>,
+        from: &App,
+    ) -> Result<(), ControlError> {
+        let (pins, blobs, owner) = (Arc::clone(&self.pins), from.blobs.clone(), owner(app, revision));
+        let pinned = blocking(move || pins.pin(&owner, &digests, &blobs)).await?;
+        pinned.map_err(|error| ControlError::internal(format_args!("its blobs cannot be kept: {error}")))
+    }
+
+    /// Lets go of a revision's blobs. What cannot be let go of costs room only.
+    pub(super) async fn unpin(&self, app: &str, revision: u64) {
+        let (pins, owner) = (Arc::clone(&self.pins), owner(app, revision));
+        let unpinned = blocking(move || pins.unpin(&owner)).await;
+        if let Ok(Err(error)) = unpinned {
+            tracing::warn!(app, revision, %error, "blobs of a revision that is gone are still kept");
+        }
+    }
+}
+
+/// Under which name a revision's blobs are pinned.
+pub(super) fn owner(app: &str, revision: u64) -> String {
+    format!("{app}@{revision}")
+}
+
+/// A revision that is the same as what is asked for, and takes traffic or is about to.
+fn same(state: &State, digest: &str, request: &Prepare) -> Option<(u64, bool, bool)> {
+    let is_same = |revision: &u64| {
+        let record = state.record.revisions.get(revision);
+        record.is_some_and(|record| record.digest == digest && record.variables == request.variables)
+    };
+    let candidate = state.rollout().map(|rollout| rollout.candidate);
+    if let Some(revision) = candidate.filter(is_same) {
+        return Some((revision, true, false));
+    }
+    if let Some(revision) = state.prepared.map(|(revision, _)| revision).filter(is_same) {
+        return Some((revision, true, false));
+    }
+    let live =
+        state.record.stable.filter(is_same).filter(|_| candidate.is_none() && state.prepared.is_none());
+    live.map(|revision| (revision, true, true))
+}
+
+/// # Errors
+/// Where callers may break, or the revision may do more, and nobody said that this is meant.
+fn compare(live: &Described<'_>, new: &Described<'_>, request: &Prepare) -> Result<(), ControlError> {
+    let listed =
+        |sentences: Vec<String>| sentences.iter().map(|one| format!("\n- {one}")).collect::<String>();
+    let breaks = interface_breaks(live, new);
+    if !breaks.is_empty() && !request.allow_incompatible {
+        return Err(ControlError::not_compatible(format_args!(
+            "callers of the live revision may break; `--allow-incompatible` deploys it all the same:{}",
+            listed(breaks)
+        )));
+    }
+    let grown = capabilities_grown(live, new);
+    if !grown.is_empty() && !request.allow_capabilities {
+        return Err(ControlError::capabilities_grown(format_args!(
+            "it may do more than the live revision; `--allow-capabilities` deploys it all the same:{}",
+            listed(grown)
+        )));
+    }
+    Ok(())
+}
+
+/// Loads the graphs of all models of a release.
+pub(super) async fn warm(release: &Release) -> Result<(), ControlError> {
+    for function in &release.functions {
+        let loaded = function.revision.program.load_models().await;
+        loaded.map_err(|error| ControlError::not_deployable(format_args!("`{}`: {error}", function.name)))?;
+    }
+    Ok(())
+}
+
+/// Runs the golden samples of a release's functions.
+async fn try_out(release: &Arc<Release>, app: &App, reporter: &Reporter) -> Result<(), ControlError> {
+    const SHOWN: usize = 20;
+    let (mut failed, mut passed) = (Vec::new(), 0_usize);
+    for component in &app.manifest.components {
+        let Some(named) = app.files.samples.get(&component.id).cloned() else { continue };
+        let Some(function) = release.function(&app.manifest.function(component)) else { continue };
+        // Every deployment on every host runs them: nothing of it must stay.
+        let program = Arc::new(function.revision.program.rehearsed());
+        let read = blocking(move || {
+            let among = files::among(&named).into_iter();
+            let goldens = among.map(|(name, path)| (name.clone(), files::open(name, path, &named)));
+            goldens.collect::<Vec<_>>()
+        });
+        for (name, golden) in read.await? {
+            let what = format!("`{}`, sample `{}`", function.name, files::title(&name));
+            let ran = match golden {
+                Ok(golden) => samples::run(&golden, function, &program, &release.routes).await,
+                Err(error) => Err(error),
+            };
+            match ran.map(|ran| ran.verdict) {
+                Ok(Verdict::Passed(_)) => passed += 1,
+                Ok(Verdict::NothingExpected) => reporter.say(Progress::Warning {
+                    text: format!("{what} says nothing of the answer; `tenon check --record` adds it"),
+                }),
+                Ok(Verdict::Failed(why)) => failed.push(format!("\n- {what}: {why}")),
+                Err(error) => failed.push(format!("\n- {what}: {error}")),
+            }
+        }
+    }
+    if failed.is_empty() {
+        if passed == 0 {
+            let text =
+                "it has no golden samples, so its answers were not looked at (docs/samples.md)".to_owned();
+            reporter.say(Progress::Warning { text });
+        }
+        return Ok(());
+    }
+    let more = failed.len().saturating_sub(SHOWN);
+    let more = if more > 0 { format!("\n- and {more} more") } else { String::new() };
+    Err(ControlError::failed_samples(format_args!(
+        "{} of {} golden samples did not pass:{}{more}\n`tenon check` shows the same on the author's machine",
+        failed.len(),
+        failed.len() + passed,
+        failed.iter().take(SHOWN).cloned().collect::<String>()
+    )))
+}
+
+pub(super) fn conflict(conflict: Conflict) -> ControlError {
+    match conflict {
+        Conflict::Route { .. } | Conflict::Model { .. } => ControlError::route_conflict(conflict),
+        Conflict::Unreadable(_) => ControlError::not_deployable(conflict),
+    }
+}
+
+/// An entry of the history that a person's message may stand in.
+pub(super) fn said(event: &str, revision: u64, text: &str, message: Option<&str>) -> Event {
+    let text = match message {
+        Some(message) => format!("{text}: {message}"),
+        None => text.to_owned(),
+    };
+    let details = serde_json::Value::Null;
+    Event { time_ms: now_ms(), revision: Some(revision), event: event.to_owned(), text, details }
+}

@@ -1,0 +1,254 @@
+//! From what a deployment names to an app whose files are all on this machine.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use tokio::sync::OnceCell;
+
+use super::ControlError;
+use crate::artifact::blobs::{BlobError, Blobs};
+use crate::artifact::cache::Cache;
+use crate::artifact::manifest::{Files, Manifest};
+use crate::artifact::oci::{Digest, ImageManifest, MAX_MANIFEST_BYTES};
+use crate::artifact::reference::Reference;
+
+use crate::artifact::registry::{Options, Pulled, Registry, Report};
+use crate::artifact::signature::policy::Policy;
+use crate::artifact::signature::transfer::verified;
+use crate::artifact::{modelpack, unpack};
+use crate::config::{self, Config};
+use crate::deploy::Interface;
+
+/// Where apps come from: registries, and the blobs that clients uploaded.
+pub struct Sources {
+    config: Arc<Config>,
+    cache: Cache,
+    registry: OnceCell<Registry>,
+}
+
+/// An image whose blobs are all here.
+pub struct Image {
+    pub digest: Digest,
+    pub manifest: ImageManifest,
+    /// The way to its blobs, which keeps in the cache what went through it.
+    blobs: Blobs,
+    /// The reference that it came from.
+    pub reference: Option<Reference>,
+}
+
+/// An app, and what keeps its files.
+pub struct App {
+    pub manifest: Manifest,
+    pub files: Files,
+    /// By the component's id; nothing is said of those that are not here.
+    pub interfaces: BTreeMap<String, Interface>,
+    /// Everything that it is made of.
+    pub digests: Vec<Digest>,
+    pub blobs: Blobs,
+    _models: Vec<Pulled>,
+}
+
+/// The bytes of a manifest that is to be judged before anything else of the image is fetched.
+pub struct Named {
+    reference: Reference,
+    digest: Digest,
+    bytes: Vec<u8>,
+    blobs: Blobs,
+}
+
+impl Sources {
+    pub fn new(config: &Arc<Config>, cache: &Cache) -> Sources {
+        Sources { config: Arc::clone(config), cache: cache.clone(), registry: OnceCell::new() }
+    }
+
+    async fn registry(&self) -> Result<&Registry, ControlError> {
+        let make = async || Registry::new(Options::new(&self.config.registry, false));
+        self.registry
+            .get_or_try_init(make)
+            .await
+            .map_err(|error| ControlError::not_deployable(error.to_string()))
+    }
+
+    /// Finds out what a reference leads to. One that names a digest need not be asked for where it is here.
+    ///
+    /// # Errors
+    /// Where it is no reference, or the registry does not have it.
+    pub async fn find(&self, reference: &str) -> Result<Named, ControlError> {
+        let reference: Reference =
+            reference.parse().map_err(|error| ControlError::invalid(format!("`{reference}`: {error}")))?;
+        let blobs = self.cache.blobs().afresh();
+        if let Some(digest) = reference.digest().copied() {
+            let store = blobs.clone();
+            let kept = blocking(move || store.read(&digest, MAX_MANIFEST_BYTES)).await?;
+            if let Some(bytes) = kept.map_err(unreadable)? {
+                return Ok(Named { reference, digest, bytes, blobs });
+            }
+        }
+        let found = self.registry().await?.manifest(&reference).await;
+        let (digest, bytes) = found.map_err(|error| ControlError::not_deployable(error.to_string()))?;
+        Ok(Named { reference, digest, bytes, blobs })
+    }
+
+    /// Whether an image may be served: answers the name of the key that signed it, where one has to have.
+    ///
+    /// # Errors
+    /// Where it is not signed as the operator demands.
+    pub async fn verify(&self, named: &Named) -> Result<Option<String>, ControlError> {
+        let policy = self.policy()?;
+        let registry = self.registry().await?;
+        let key = verified(Some(registry), &named.blobs, &named.reference, named.digest, &policy).await;
+        let key = key.map_err(|error| ControlError::not_signed(error.to_string()))?;
+        Ok(key.map(|key| key.name.clone()))
+    }
+
+    /// Fetches what is not here yet of an image that was verified.
+    ///
+    /// # Errors
+    /// Where it cannot be fetched.
+    pub async fn fetch(&self, named: Named) -> Result<Image, ControlError> {
+        let Named { reference, digest, bytes, blobs } = named;
+        let pulled = self.registry().await?.pull_manifest(&reference, &bytes, &blobs, &Report::none()).await;
+        let pulled = pulled.map_err(|error| ControlError::not_deployable(error.to_string()))?;
+        Ok(Image { digest, manifest: pulled.manifest, blobs, reference: Some(reference) })
+    }
+
+    /// An image that a client uploaded.
+    ///
+    /// # Errors
+    /// Where the operator does not serve what comes from no registry, or a blob is missing.
+    pub async fn uploaded(&self, digest: &str) -> Result<Image, ControlError> {
+        let admitted = self.policy()?.admit_local("what is uploaded");
+        admitted.map_err(|error| ControlError::not_signed(error.to_string()))?;
+        let digest = digest.parse().map_err(|error| ControlError::invalid(format!("{error}")))?;
+        self.kept(digest, None).await
+    }
+
+    /// An image whose blobs are here, as far as one knows.
+    ///
+    /// # Errors
+    /// Where one of them is not.
+    pub async fn kept(&self, digest: Digest, reference: Option<Reference>) -> Result<Image, ControlError> {
+        let blobs = self.cache.blobs().afresh();
+        let store = blobs.clone();
+        let read = blocking(move || {
+            let Some(bytes) = store.read(&digest, MAX_MANIFEST_BYTES).map_err(unreadable)? else {
+                return Err(missing(&digest));
+            };
+            let manifest = ImageManifest::parse(&bytes).map_err(|error| {
+                ControlError::invalid(format!("the manifest {digest} cannot be read: {error}"))
+            })?;
+            for blob in manifest.blobs() {
+                if store.get(&blob.digest).map_err(unreadable)?.is_none() {
+                    return Err(missing(&blob.digest));
+                }
+            }
+            Ok(manifest)
+        });
+        let manifest = read.await??;
+        Ok(Image { digest, manifest, blobs, reference })
+    }
+
+    /// Fetches an image that was deployed here before, and so was verified then.
+    ///
+    /// # Errors
+    /// Where it cannot be had any more.
+    pub async fn again(&self, reference: &str, digest: Digest) -> Result<Image, ControlError> {
+        let reference: Reference = reference.parse().map_err(ControlError::internal)?;
+        let named = self.find(&reference.at(digest).to_string()).await?;
+        self.fetch(named).await
+    }
+
+    /// The app that an image holds, with these values of its variables.
+    ///
+    /// # Errors
+    /// Where the image is none that can be served, or a model that it names cannot be had.
+    pub async fn app(
+        &self,
+        image: &Image,
+        variables: &BTreeMap<String, String>,
+    ) -> Result<App, ControlError> {
+        let name = image.reference.as_ref().map_or_else(|| image.digest.to_string(), ToString::to_string);
+        let (blobs, layers, variables) = (image.blobs.clone(), image.manifest.clone(), variables.clone());
+        let max_unpacked_bytes = self.config.registry.max_artifact_mib << 20;
+        let unpacked = blocking(move || {
+            let environment = &config::variable;
+            let options = unpack::Options {
+                name: &name,
+                variables: &variables,
+                environment,
+                values_required: true,
+                max_unpacked_bytes,
+            };
+            unpack::unpack(&layers, &blobs, &options)
+                .map_err(|error| ControlError::not_deployable(format!("`{name}` cannot be served: {error}")))
+        });
+        let mut unpacked = unpacked.await??;
+        let models = self.models(&image.blobs, &mut unpacked.manifest).await?;
+        let own = image.manifest.blobs().into_iter().map(|blob| blob.digest);
+        let of_models = models.iter().flat_map(|model| {
+            let blobs = model.manifest.blobs().into_iter().map(|blob| blob.digest);
+            blobs.chain([model.digest]).collect::<Vec<_>>()
+        });
+        let digests: BTreeSet<Digest> = own.chain([image.digest]).chain(of_models).collect();
+        let interfaces = unpacked.interfaces.into_iter();
+        // What cannot be read says nothing.
+        let interfaces = interfaces.filter_map(|(id, value)| Some((id, serde_json::from_value(value).ok()?)));
+        Ok(App {
+            manifest: unpacked.manifest,
+            files: unpacked.files,
+            interfaces: interfaces.collect(),
+            digests: digests.into_iter().collect(),
+            blobs: image.blobs.clone(),
+            _models: models,
+        })
+    }
+
+    /// Brings the models that an app names in registries.
+    async fn models(&self, blobs: &Blobs, manifest: &mut Manifest) -> Result<Vec<Pulled>, ControlError> {
+        let mut pulled = Vec::new();
+        let mut files = BTreeMap::new();
+        let failed = |text: &str, error: &dyn std::fmt::Display| {
+            ControlError::not_deployable(format!("model `{text}`: {error}"))
+        };
+        for (text, encodings) in modelpack::references(manifest) {
+            let named = self.find(&text).await?;
+            let registry = self.registry().await?;
+            // Whoever signed the app signed the digest of its model.
+            let image = registry.pull_manifest(&named.reference, &named.bytes, blobs, &Report::none()).await;
+            let image = image.map_err(|error| failed(&text, &error))?;
+            for encoding in encodings {
+                let (blobs, layers) = (blobs.clone(), image.manifest.clone());
+                let limit = self.config.registry.max_artifact_mib << 20;
+                let found = blocking(move || modelpack::unpack(&layers, encoding, &blobs, limit)).await?;
+                files.insert((text.clone(), encoding), found.map_err(|error| failed(&text, &error))?);
+            }
+            pulled.push(image);
+        }
+        modelpack::resolve(manifest, &files)
+            .map_err(|error| ControlError::not_deployable(error.to_string()))?;
+        Ok(pulled)
+    }
+
+    fn policy(&self) -> Result<Policy, ControlError> {
+        Policy::load(&self.config.signatures).map_err(|error| ControlError::internal(error.to_string()))
+    }
+}
+
+fn missing(digest: &Digest) -> ControlError {
+    ControlError::invalid(format!(
+        "the blob {digest} is not here; upload it first (`PUT /v1/blobs/{digest}`)"
+    ))
+}
+
+fn unreadable(error: BlobError) -> ControlError {
+    ControlError::internal(error.to_string())
+}
+
+/// Does what reads and writes files where it holds up nobody.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ControlError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| ControlError::internal("a task of the host failed; its log says more".to_owned()))
+}

@@ -1,0 +1,208 @@
+//! The control plane: revisions made ready, rolled out, gone back from, removed, and brought back by a host that starts
+//! again.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use tenon::artifact::manifest::{Manifest, Options};
+use tenon::artifact::package;
+use tenon::config::Config;
+use tenon::control::controller::Controller;
+use tenon::control::wire::{AppStatus, Command, Prepare, Prepared, Source, Start};
+use tenon::control::{Control, ControlError};
+use tenon::host::{Host, Surroundings};
+use tenon::rollout::plan::{Plan, Strategy};
+use tokio::sync::mpsc;
+
+use crate::harness::{Answer, PROGRAM, app, eventually, exchange, function, request, run};
+
+/// A host with a control plane in this process.
+struct Controlled {
+    host: Host,
+    control: Arc<Controller>,
+    driving: tokio::task::JoinHandle<()>,
+}
+
+impl Controlled {
+    /// Starts with the state in `folder`, and serves what was served.
+    async fn start(folder: &Path) -> Controlled {
+        let mut config = Config::default();
+        config.listen.http = ([127, 0, 0, 1], 0).into();
+        config.listen.admin = Some(config.listen.http);
+        config.limits.concurrency = 32;
+        config.limits.function_concurrency = 32;
+        config.inference.threads = 2;
+        config.cache.dir = Some(folder.join("cache"));
+        let (logs, state) = (folder.join("logs"), folder.join("state"));
+        let around = Surroundings { program: PROGRAM.into(), logs, state: state.clone() };
+        let host = Host::start(config, around).await.unwrap();
+        let control = Controller::open(&host.deployer, &state).await.unwrap();
+        for restored in control.restore().await.unwrap() {
+            restored.outcome.unwrap();
+        }
+        let driving = tokio::spawn(Arc::clone(&control).drive());
+        Controlled { host, control, driving }
+    }
+
+    async fn stop(self) {
+        self.driving.abort();
+        let _ = self.driving.await;
+        drop(self.control);
+        assert!(self.host.drain().await);
+    }
+
+    /// Packs an app into the host's cache, and has it made ready.
+    async fn prepare(&self, text: &str) -> Result<Prepared, ControlError> {
+        let source = self.packed(text);
+        let prepare = Prepare {
+            source,
+            variables: BTreeMap::new(),
+            allow_incompatible: false,
+            allow_capabilities: false,
+            skip_samples: false,
+            message: None,
+        };
+        let (sender, mut progress) = mpsc::channel(1000);
+        let prepared = self.control.prepare(prepare, sender).await;
+        while progress.recv().await.is_some() {}
+        prepared
+    }
+
+    fn packed(&self, text: &str) -> Source {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("spin.toml");
+        std::fs::write(&path, text).unwrap();
+        let variables = BTreeMap::new();
+        let options =
+            Options { profile: None, variables: &variables, environment: &|_| None, values_required: true };
+        let manifest = Manifest::load(&path, &options).unwrap();
+        let files = manifest.files().unwrap();
+        let blobs = self.host.deployer.intake.cache.blobs();
+        let packed = package::pack(&manifest, &files, &BTreeMap::new(), &blobs).unwrap();
+        Source::Uploaded(packed.digest.to_string())
+    }
+
+    async fn start_rollout(&self, app: &str, revision: u64, strategy: Strategy) {
+        let start = Start { revision, plan: Plan::of(strategy), message: None };
+        self.control.start(app, start).await.unwrap();
+    }
+
+    /// Makes an app what all traffic goes to.
+    async fn deploy(&self, text: &str) -> Prepared {
+        let prepared = self.prepare(text).await.unwrap();
+        self.start_rollout(&prepared.app, prepared.revision, Strategy::AllAtOnce).await;
+        prepared
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        exchange(self.host.http, request(http::Method::GET, path, &[], "")).await.unwrap()
+    }
+
+    async fn revision(&self, path: &str) -> String {
+        self.get(path).await.expect(200).header("x-tenon-revision").to_owned()
+    }
+
+    async fn status(&self, app: &str) -> AppStatus {
+        self.control.app(app).await.unwrap()
+    }
+}
+
+/// An app with one HTTP function, at a version.
+fn hello(version: &str) -> String {
+    app(&[function("/hello/...", "hello", "http_p2", "")]).replace("1.0.0", version)
+}
+
+#[test]
+fn a_revision_is_made_ready_rolled_out_and_gone_back_from() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let host = Controlled::start(folder.path()).await;
+        host.get("/hello/").await.expect(503);
+        let first = host.prepare(&hello("1.0.0")).await.unwrap();
+        assert_eq!((first.app.as_str(), first.revision, first.live), ("app", 1, false));
+        // Ready is not served.
+        host.get("/hello/").await.expect(503);
+        host.start_rollout("app", 1, Strategy::AllAtOnce).await;
+        assert_eq!(host.revision("/hello/").await, "1");
+        // The same once more changes nothing.
+        let again = host.prepare(&hello("1.0.0")).await.unwrap();
+        assert_eq!((again.revision, again.unchanged, again.live), (1, true, true));
+        let second = host.prepare(&hello("2.0.0")).await.unwrap();
+        assert_eq!(second.revision, 2);
+        // Another one has to wait until that one is started or given up.
+        assert_eq!(host.prepare(&hello("3.0.0")).await.unwrap_err().name, "busy");
+        host.start_rollout("app", 2, Strategy::Manual).await;
+        assert_eq!(host.prepare(&hello("3.0.0")).await.unwrap_err().name, "busy");
+        assert_eq!(host.revision("/hello/").await, "1");
+        host.control.promote("app", Command { full: true, ..Command::default() }).await.unwrap();
+        assert_eq!(host.revision("/hello/").await, "2");
+        assert_eq!(host.status("app").await.stable, Some(2));
+        host.control.rollback("app", Command::default()).await.unwrap();
+        assert_eq!(host.revision("/hello/").await, "1");
+        let events: Vec<_> = host
+            .control
+            .history("app", None, 100)
+            .await
+            .unwrap()
+            .into_iter()
+            .map(|entry| entry.event)
+            .collect();
+        assert!(events.contains(&"rolled_back".to_owned()), "{events:?}");
+        host.control.remove("app").await.unwrap();
+        host.get("/hello/").await.expect(404);
+        assert_eq!(host.control.app("app").await.unwrap_err().name, "app-not-found");
+        host.stop().await;
+    });
+}
+
+#[test]
+fn a_host_that_starts_again_serves_what_it_served() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let host = Controlled::start(folder.path()).await;
+        host.deploy(&hello("1.0.0")).await;
+        host.deploy(&app(&[function("/echo", "echo", "typed_echo", "")]).replace("\"app\"", "\"other\""))
+            .await;
+        let second = host.prepare(&hello("2.0.0")).await.unwrap();
+        host.start_rollout("app", second.revision, Strategy::Canary).await;
+        // Made ready, and never started.
+        host.prepare(&app(&[function("/x", "third", "typed_echo", "")]).replace("\"app\"", "\"third\""))
+            .await
+            .unwrap();
+        host.stop().await;
+        // Nobody had the cache meanwhile.
+        std::fs::remove_dir_all(folder.path().join("cache")).unwrap();
+        let host = Controlled::start(folder.path()).await;
+        assert_eq!(host.status("other").await.stable, Some(1));
+        let app = host.status("app").await;
+        assert_eq!((app.stable, app.rollout.as_ref().map(|rollout| rollout.candidate)), (Some(1), Some(2)));
+        assert_eq!(host.control.app("third").await.unwrap_err().name, "app-not-found");
+        let mut seen = std::collections::BTreeSet::new();
+        eventually("both revisions answer", async || {
+            seen.insert(host.revision("/hello/").await);
+            seen.len() == 2
+        })
+        .await;
+        host.control.rollback("app", Command::default()).await.unwrap();
+        for _ in 0..50 {
+            assert_eq!(host.revision("/hello/").await, "1");
+        }
+        host.stop().await;
+    });
+}
+
+#[test]
+fn routes_of_two_apps_do_not_conflict() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let host = Controlled::start(folder.path()).await;
+        host.deploy(&hello("1.0.0")).await;
+        let other = hello("1.0.0").replace("\"app\"", "\"other\"");
+        let refused = host.prepare(&other).await.unwrap_err();
+        assert_eq!(refused.name, "route-conflict");
+        assert!(refused.detail.contains("/hello/...") && refused.detail.contains("`app`"), "{refused}");
+        assert_eq!(host.revision("/hello/").await, "1");
+        host.stop().await;
+    });
+}
