@@ -9,7 +9,9 @@ use super::*;
 use crate::control::wire::*;
 use crate::rollout::analysis::{AnalysisSettings, Measurement, Metric, MetricSettings};
 use crate::rollout::plan::*;
-use crate::rollout::shadow::{Bin, Captured, Cost, Disagreement, OutputReport, Report};
+use crate::rollout::shadow::{
+    Bin, Captured, Cost, Disagreement, OutputReport, OutputSettings, Report, ShadowSettings,
+};
 
 fn document() -> Value {
     serde_json::from_str(openapi::DOCUMENT).unwrap()
@@ -198,7 +200,10 @@ fn forms_of_plans_are_those_that_are_read_and_written() {
     check("HeaderRoute", &[route()]);
     let sticky = [Sticky::Header("x-user".to_owned()), Sticky::Cookie("user".to_owned()), Sticky::Client];
     check("Sticky", &sticky);
-    check("ShadowSettings", &[ShadowSettings::default()]);
+    let output = OutputSettings { absolute: Some(0.1), relative: Some(0.1), top_k: Some(1), ignore: true };
+    check("OutputSettings", &[output.clone(), OutputSettings::default()]);
+    let outputs = BTreeMap::from([("scores".to_owned(), output)]);
+    check("ShadowSettings", &[ShadowSettings { outputs, ..ShadowSettings::default() }]);
     let metric = MetricSettings {
         compare: false,
         dry_run: true,
