@@ -19,6 +19,7 @@ pub mod build;
 pub mod cache;
 pub mod check;
 pub mod conformance;
+pub mod deploy;
 pub mod diff;
 pub mod doctor;
 pub mod hosts;
@@ -60,6 +61,7 @@ enum Command {
     Check(check::CheckArgs),
     /// Checks any server of the Open Inference Protocol, point by point.
     Conformance(conformance::ConformanceArgs),
+    Deploy(deploy::DeployArgs),
     /// Packs an app as an OCI artifact.
     Package(package::PackageArgs),
     /// Packs an app and pushes it to a registry.
@@ -118,6 +120,7 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::New(args) => new::run(&args, &progress),
         Command::Build(args) => runtime()?.block_on(build::run(&args, &progress)),
+        Command::Deploy(args) => return runtime()?.block_on(deploy::run(args, config, &progress)),
         Command::Diff(args) => return runtime()?.block_on(diff::run(&args, &config, &progress)),
         Command::Sign(args) => runtime()?.block_on(sign::run(&args, &config, &progress)),
         Command::Verify(args) => runtime()?.block_on(verify::run(&args, &config, &progress)),
