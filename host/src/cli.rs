@@ -96,6 +96,8 @@ enum Command {
     /// Tells what is wrong with a setup, and the command that mends it.
     Doctor(doctor::DoctorArgs),
     SpinPlugin(spin_plugin::SpinPluginArgs),
+    #[command(hide = true)]
+    Login(deploy::LoginArgs),
     /// Serves an app that Spin hands over; Spin starts this by itself.
     #[command(name = trigger::NAME, hide = true)]
     Trigger(trigger::TriggerArgs),
@@ -152,6 +154,7 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Conformance(args) => conformance::run(&args, &progress),
         Command::Tune(args) => runtime()?.block_on(tune::run(&args, config, &progress)),
         Command::Cache(args) => cache::run(&args, &config, &progress),
+        Command::Login(_) => deploy::login(),
         Command::SpinPlugin(args) => spin_plugin::run(&args, &progress),
         Command::Trigger(args) => runtime()?.block_on(trigger::run(args, config, &progress)),
         Command::Package(args) => runtime()?.block_on(package::run(&args, config, &progress)),

@@ -41,6 +41,8 @@ use remote::Remote;
 use upload::Blob;
 use view::View;
 
+pub use spin::{LoginArgs, login};
+
 /// Deploys an app without downtime: makes a new revision ready on one host or several, and only when all of them have it
 /// starts to send traffic there.
 ///
@@ -81,7 +83,7 @@ pub struct DeployArgs {
     #[arg(long)]
     detach: bool,
     #[command(flatten)]
-    spin: spin::Refused,
+    spin: spin::SpinArgs,
 }
 
 /// Ends a command that a person has to decide about.
@@ -102,7 +104,8 @@ fn strategies() -> impl clap::builder::TypedValueParser<Value = Strategy> {
 /// Where the app is not whole, a host cannot be reached or refuses it, or the rollout cannot be started.
 pub async fn run(args: DeployArgs, config: Config, progress: &Progress) -> anyhow::Result<ExitCode> {
     args.spin.check()?;
-    let named = AppArgs { from: args.named.clone().unwrap_or(args.app.from.clone()), ..args.app.clone() };
+    let from = args.named.as_deref().or(args.spin.named()).unwrap_or(&args.app.from);
+    let named = AppArgs { from: from.to_owned(), ..args.app.clone() };
     // What is wrong with what was typed is told before anything takes its time.
     let plan = plan(&args)?;
     let values = variables::read(&named.variables)?;

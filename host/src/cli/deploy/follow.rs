@@ -233,7 +233,7 @@ fn described(found: &Measurement) -> String {
 fn short(number: f64) -> String {
     match number.abs() {
         0.0 => "0".to_owned(),
-        size if size >= 1e6 || size < 1e-3 => format!("{number:.1e}"),
+        size if !(1e-3..1e6).contains(&size) => format!("{number:.1e}"),
         size if size >= 100.0 => format!("{number:.0}"),
         size if size >= 10.0 => format!("{number:.1}"),
         _ => format!("{number:.3}"),

@@ -18,6 +18,9 @@ use crate::rollout::analysis::Measurement;
 /// What was asked of all hosts, in this order.
 type Log = Arc<Mutex<Vec<String>>>;
 
+/// What a host answers when it is asked for its rollout.
+type Asked = Result<Option<RolloutStatus>, fn() -> ClientError>;
+
 /// A host, and how it answers.
 struct Fake {
     name: &'static str,
@@ -30,7 +33,7 @@ struct Fake {
     start: Result<RolloutStatus, fn() -> ClientError>,
     discard: Result<(), fn() -> ClientError>,
     /// What it is at each time that it is asked; the last answer stays.
-    rollouts: Mutex<VecDeque<Result<Option<RolloutStatus>, fn() -> ClientError>>>,
+    rollouts: Mutex<VecDeque<Asked>>,
 }
 
 fn refused(status: u16, title: &str, detail: &str) -> ClientError {
@@ -475,9 +478,7 @@ async fn hosts_are_greeted_before_anything_is_built() {
 }
 
 /// What following a host shows, and how it ends.
-async fn followed(
-    answers: Vec<Result<Option<RolloutStatus>, fn() -> ClientError>>,
-) -> (Option<Vec<Ended>>, String) {
+async fn followed(answers: Vec<Asked>) -> (Option<Vec<Ended>>, String) {
     let mut host = Fake::new("a", &Log::default());
     host.rollouts = Mutex::new(answers.into());
     let started = rollout(Some(7), "progressing", 500, "the candidate has answered 0 of 500 calls");
@@ -620,6 +621,9 @@ fn arguments_are_those_of_spin_and_more() {
     );
     assert_eq!(check("ghcr.io/acme/shop:1 --strategy shadow").strategy, Some(Strategy::Shadow));
     assert!(parse("shop -f other").is_err());
+    assert_eq!(check("--file shop/spin.toml").spin.named(), Some("shop/spin.toml"));
+    assert_eq!(check("--from-registry ghcr.io/acme/shop:1").spin.named(), Some("ghcr.io/acme/shop:1"));
+    assert!(parse("--from-file shop --from-registry a/b").is_err());
     assert!(parse("--strategy blue").is_err());
     let refuse = |line: &str, expected: &str| {
         let error = check(line).spin.check().unwrap_err().to_string();
@@ -628,6 +632,7 @@ fn arguments_are_those_of_spin_and_more() {
     refuse("--readiness-timeout 30", "leave it out");
     refuse("--environment-name prod", "`--to`");
     refuse("--key-value a=b", "leave `--key-value` out");
+    assert!(login().unwrap_err().to_string().contains("TENON_TOKEN"));
 }
 
 #[test]
