@@ -12,6 +12,7 @@ use tenon::function::shadow::Shadow;
 use tenon::rollout::shadow::{Report, ShadowCounts, ShadowSettings};
 
 use crate::harness::{TestHost, app, eventually, function, request, run};
+use crate::oip::{DIGITS, model};
 
 /// An app at another revision, ready to be called.
 async fn release(host: &TestHost, manifest: &str) -> Arc<Release> {
@@ -356,5 +357,29 @@ fn the_share_of_calls_can_be_changed_while_it_runs() {
         let answered: Value = serde_json::from_str(&answer.text()).unwrap();
         assert_eq!(answered["model_version"], "1");
         eventually("it is compared", async || drawn() > before).await;
+    });
+}
+
+#[test]
+fn models_as_they_are_are_compared_without_counting_as_the_functions_own() {
+    run(async {
+        let served = app(&[model("digits", DIGITS, "tool.tenon.models.digits.batching = { max_size = 4 }")]);
+        let host = TestHost::of(served.clone()).start().await;
+        let shadow = shadow(&host, &served, json!({ "replay": 100.0, "capture": true })).await;
+        let call = |value: f32| {
+            let image = json!({ "name": "image", "datatype": "FP32", "shape": [1, 1, 8, 8], "data": vec![value; 64] });
+            json!({ "inputs": [image] }).to_string()
+        };
+        for n in 0..10_u8 {
+            let body = call(f32::from(n) / 16.0);
+            host.post("/v2/models/digits/infer", "application/json", body).await.expect(200);
+        }
+        let report = found(&shadow, 10).await;
+        assert_eq!((report.counts.mismatched, report.counts.noisy), (0, 0), "{report:#?}");
+        assert!(report.candidate.infer_ms.is_some_and(|ms| ms > 0.0));
+        let metrics = host.metrics().await;
+        let inferences = metrics.lines().filter(|line| line.starts_with("tenon_inferences_total{"));
+        let own: f64 = inferences.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum();
+        assert_eq!(own, 10.0, "{metrics}");
     });
 }
