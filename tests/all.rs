@@ -24,6 +24,7 @@ mod outbound;
 mod package;
 mod request;
 mod residency;
+mod rollouts;
 mod shadow;
 mod signatures;
 mod spin;
