@@ -25,6 +25,7 @@ mod package;
 mod request;
 mod residency;
 mod rollouts;
+mod shadow;
 mod signatures;
 mod spin;
 mod stock;

@@ -130,6 +130,13 @@ pub struct Step {
     pub took: Duration,
 }
 
+/// The revision that is being made.
+struct Making {
+    revision: u64,
+    /// Where its functions' own output goes.
+    logs: PathBuf,
+}
+
 /// A compiled component.
 struct Code {
     compiled: crate::instance::compile::Compiled,
@@ -184,11 +191,14 @@ impl Deployer {
         digest: String,
         report: &(dyn Fn(Step) + Sync),
     ) -> Result<Release, AppError> {
+        // What is deployed beside other apps has its logs in a folder of its own.
+        let logs = if digest.is_empty() { self.logs.clone() } else { self.logs.join(&app.name) };
+        let making = Making { revision, logs };
         let mut functions = Vec::new();
         let mut errors = Vec::new();
         for component in &app.components {
             let name = app.function(component);
-            match self.function(app, component, files, revision, report).await {
+            match self.function(app, component, files, &making, report).await {
                 Ok(function) if same_model_name(&functions, &function) => {
                     errors.push((name, DeployError::SameModelName(function.model.clone())));
                 }
@@ -216,13 +226,13 @@ impl Deployer {
         app: &Manifest,
         component: &Component,
         files: &Files,
-        revision: u64,
+        making: &Making,
         report: &(dyn Fn(Step) + Sync),
     ) -> Result<Function, DeployError> {
         let limits = self.limits(component)?;
-        let code = self.revision(app, component, files, revision, &limits, report).await?;
+        let code = self.revision(app, component, files, making, &limits, report).await?;
         let settings = Settings {
-            revision,
+            revision: making.revision,
             name: app.function(component),
             model: component.model_name.clone().unwrap_or_else(|| component.id.clone()),
             concurrency: limits.concurrency,
@@ -236,7 +246,7 @@ impl Deployer {
         app: &Manifest,
         component: &Component,
         files: &Files,
-        revision: u64,
+        making: &Making,
         limits: &Limits,
         report: &(dyn Fn(Step) + Sync),
     ) -> Result<Revision, DeployError> {
@@ -245,7 +255,7 @@ impl Deployer {
             Source::Model => None,
             Source::Path(_) | Source::Url { .. } => Some(self.code(name, component, report).await?),
         };
-        let (granted, models) = self.models(app, component, revision, report).await?;
+        let (granted, models) = self.models(app, component, making.revision, report).await?;
         let files = self.mount(component, files).await?;
         let grants = Grants {
             environment: component.environment.clone().into_iter().collect(),
@@ -261,7 +271,7 @@ impl Deployer {
             granted: Arc::new(granted),
             take_in: self.intake.take_in(),
             grants: Arc::new(grants),
-            log: FunctionLog::new(&self.logs, &component.id, self.config.log.function_log_mib << 20),
+            log: FunctionLog::new(&making.logs, &component.id, self.config.log.function_log_mib << 20),
             memory_bytes: limits.memory_bytes,
             table_elements: self.config.limits.table_elements,
             handles: self.config.limits.handles,

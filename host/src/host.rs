@@ -28,6 +28,7 @@ use crate::serve::{ServeLimits, Server};
 use crate::telemetry::Telemetry;
 use crate::{admin, instance};
 
+pub mod controlled;
 mod memory;
 
 pub use memory::physical_memory;

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use serde_json::{Value, json};
 
 use super::progress::Progress;
 use crate::config::{self, Config, Secret};
-use crate::control::client::{Client, To, Trust};
+use crate::control::client::{Client, ClientError, To, Trust};
 
 /// The most bytes of a file with a token.
 const MAX_TOKEN_BYTES: u64 = 4096;
@@ -70,6 +71,23 @@ impl HostArgs {
         }
         Ok(clients)
     }
+}
+
+/// The app in a name that may also be that of one of its functions: `app/function`.
+pub(super) fn app_of(name: &str) -> &str {
+    name.split_once('/').map_or(name, |(app, _)| app)
+}
+
+/// What went wrong with a host, for programs: as problem details, also where the host itself said nothing.
+pub(super) fn in_json(error: &ClientError) -> Value {
+    let title = match error {
+        ClientError::Refused { refusal, .. } => return json!(refusal),
+        ClientError::Unreachable { .. } => "unreachable",
+        ClientError::Broken { .. } => "broken",
+        ClientError::Strange { .. } => "strange",
+        ClientError::File { .. } | ClientError::Token { .. } => "unreadable",
+    };
+    json!({ "title": title, "detail": error.to_string() })
 }
 
 fn read_token(path: &Path) -> anyhow::Result<Secret> {

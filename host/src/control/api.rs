@@ -40,10 +40,6 @@ mod tests;
 const PREPARING: u32 = 8;
 /// Other calls at once.
 const CALLS: u32 = 256;
-/// How long a caller is kept waiting for an answer. What it asked for goes on after that.
-const PATIENCE: Duration = Duration::from_secs(120);
-/// How long a stream of lines may say nothing before an empty line says that it goes on.
-const HEARTBEAT: Duration = Duration::from_secs(10);
 /// Lines that a caller may be behind before it is not waited for any more.
 const LINES_AHEAD: usize = 1024;
 /// Entries of the history in one answer, unless the caller says, and at most.
@@ -52,12 +48,32 @@ const MAX_HISTORY: usize = 1000;
 /// The longest message for the history.
 const MESSAGE_CHARS: usize = 2000;
 
+/// How long the API waits, and for what.
+#[derive(Clone, Copy, Debug)]
+struct Waits {
+    /// For a body in JSON.
+    json: Duration,
+    /// For more of a blob.
+    blob: Duration,
+    /// For an answer. What was asked for goes on after that.
+    answer: Duration,
+    /// Before an empty line says that a stream of lines goes on.
+    heartbeat: Duration,
+}
+
+const WAITS: Waits = Waits {
+    json: Duration::from_secs(30),
+    blob: Duration::from_secs(30),
+    answer: Duration::from_secs(120),
+    heartbeat: Duration::from_secs(10),
+};
+
 /// Answers callers of the control API.
 pub struct Api {
     control: Arc<dyn Control>,
     tokens: Arc<Tokens>,
     max_blob_bytes: u64,
-    heartbeat: Duration,
+    waits: Waits,
     preparing: Arc<Semaphore>,
     calls: Arc<Semaphore>,
     draining: AtomicBool,
@@ -133,12 +149,12 @@ impl From<ControlError> for Refused {
 
 impl Api {
     /// An API in front of `control`, for callers with these tokens, that takes blobs of at most so many bytes.
-    pub fn new(control: Arc<dyn Control>, tokens: Arc<Tokens>, max_blob_bytes: u64) -> Api {
+    fn new(control: Arc<dyn Control>, tokens: Arc<Tokens>, max_blob_bytes: u64, waits: Waits) -> Api {
         Api {
             control,
             tokens,
             max_blob_bytes,
-            heartbeat: HEARTBEAT,
+            waits,
             preparing: Arc::new(Semaphore::new(PREPARING as usize)),
             calls: Arc::new(Semaphore::new(CALLS as usize)),
             draining: AtomicBool::new(false),
@@ -295,18 +311,19 @@ impl Api {
                     .await
             }
             Operation::Prepare => {
-                let mut prepare: Prepare = body::json(headers, body, None).await?;
+                let mut prepare: Prepare = body::json(headers, body, None, self.waits.json).await?;
                 check_source(&prepare.source)?;
                 asked.sign(&mut prepare.message)?;
                 self.prepare(prepare)
             }
             Operation::Start => {
-                let mut start: Start = body::json(headers, body, None).await?;
+                let mut start: Start = body::json(headers, body, None, self.waits.json).await?;
                 asked.sign(&mut start.message)?;
                 self.call(move |control| Box::pin(async move { control.start(&app, start).await })).await
             }
             Operation::Promote | Operation::Pause | Operation::Resume | Operation::Rollback => {
-                let mut command = body::json(headers, body, Some(Command::default())).await?;
+                let mut command =
+                    body::json(headers, body, Some(Command::default()), self.waits.json).await?;
                 check_command(route.operation, &command)?;
                 asked.sign(&mut command.message)?;
                 let operation = route.operation;
@@ -317,7 +334,7 @@ impl Api {
             }
             Operation::HasBlob => self.has_blob(asked.digest()?).await,
             Operation::PutBlob => {
-                let upload = body::upload(headers, body, self.max_blob_bytes)?;
+                let upload = body::upload(headers, body, self.max_blob_bytes, self.waits.blob)?;
                 self.put_blob(asked.digest()?, upload).await
             }
         }
@@ -329,7 +346,7 @@ impl Api {
         T: Serialize + Send + 'static,
         F: FnOnce(Arc<dyn Control>) -> BoxFuture<'static, Result<T, ControlError>>,
     {
-        let answer = self.run(call, PATIENCE).await?;
+        let answer = self.run(call, self.waits.answer).await?;
         let body = serde_json::to_vec(&answer)
             .map_err(|error| ControlError::internal(format_args!("the answer cannot be written: {error}")))?;
         Ok(whole(StatusCode::OK, "application/json", body))
@@ -340,7 +357,7 @@ impl Api {
     where
         F: FnOnce(Arc<dyn Control>) -> BoxFuture<'static, Result<(), ControlError>>,
     {
-        self.run(call, PATIENCE).await?;
+        self.run(call, self.waits.answer).await?;
         Ok(empty(StatusCode::NO_CONTENT))
     }
 
@@ -371,7 +388,7 @@ impl Api {
 
     async fn has_blob(&self, digest: Digest) -> Result<Response<Payload>, ControlError> {
         let has = self
-            .run(move |control| Box::pin(async move { control.has_blob(&digest).await }), PATIENCE)
+            .run(move |control| Box::pin(async move { control.has_blob(&digest).await }), self.waits.answer)
             .await?;
         match has {
             true => Ok(empty(StatusCode::OK)),
@@ -381,7 +398,7 @@ impl Api {
 
     async fn put_blob(&self, digest: Digest, upload: Upload) -> Result<Response<Payload>, ControlError> {
         // What it waits for beside the disk is bounded by the upload itself.
-        let patience = PATIENCE + upload.bound();
+        let patience = self.waits.answer + upload.bound();
         let put = move |control: Arc<dyn Control>| -> BoxFuture<'static, _> {
             Box::pin(async move { control.put_blob(&digest, upload).await })
         };
@@ -400,7 +417,7 @@ impl Api {
         let control = Arc::clone(&self.control);
         let preparing = tokio::spawn(async move { control.prepare(prepare, progress).await });
         let (lines, body) = mpsc::channel(LINES_AHEAD);
-        let heartbeat = self.heartbeat;
+        let heartbeat = self.waits.heartbeat;
         tokio::spawn(async move {
             tell(preparing, told, Lines(Some(lines)), heartbeat).await;
             drop(place);

@@ -23,7 +23,7 @@ use crate::rollout::store::{Store, StoreError};
 
 mod drive;
 mod prepare;
-mod restore;
+pub mod restore;
 mod slot;
 mod views;
 

@@ -2,6 +2,3 @@
 
 /// An OpenAPI 3.1 document in JSON.
 pub const DOCUMENT: &str = include_str!("openapi.json");
-
-#[cfg(test)]
-mod tests;

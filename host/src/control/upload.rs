@@ -12,8 +12,8 @@ use super::interface::ControlError;
 use crate::artifact::blobs::{BlobError, Blobs, Incoming, Receiving};
 use crate::artifact::oci::Digest;
 
-/// How long the bytes of a blob may pause.
-pub(super) const PAUSE: Duration = Duration::from_secs(30);
+/// What a blob takes beside its bytes.
+const PAUSE: Duration = Duration::from_secs(30);
 /// The slowest that they may come in bytes per second, all in all.
 const SLOWEST: u64 = 32 << 10;
 /// The most bytes that are handed to the disk at once.

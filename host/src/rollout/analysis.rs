@@ -1,6 +1,12 @@
 //! Whether a candidate is worse than the stable revision that runs beside it.
 
+mod bounds;
+mod compare;
+mod evidence;
+mod odds;
+mod report;
 mod settings;
+mod watched;
 
 use std::collections::BTreeMap;
 
@@ -8,11 +14,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::telemetry::observations::Tally;
 
+use bounds::Verdict;
 pub use settings::{AnalysisSettings, Metric, MetricSettings};
+use watched::Watched;
 
 /// The steps of the default canary: percent of the traffic, and the calls that the candidate must have answered at that
 /// weight before it takes more. After the last of them it takes all.
 pub const DEFAULT_STEPS: [(f64, u64); 3] = [(5.0, 500), (20.0, 1000), (50.0, 1500)];
+
+/// A candidate that something speaks against, but not enough, answers up to so many times the calls of a step before
+/// a person must decide.
+const PATIENCE: u64 = 4;
 
 /// What was counted of one function since the last look.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -44,6 +56,15 @@ pub struct ShadowCounts {
 }
 
 impl ShadowCounts {
+    fn add(&mut self, other: &ShadowCounts) {
+        self.compared = self.compared.saturating_add(other.compared);
+        self.mismatched = self.mismatched.saturating_add(other.mismatched);
+        self.replayed = self.replayed.saturating_add(other.replayed);
+        self.noisy = self.noisy.saturating_add(other.noisy);
+        self.non_finite = self.non_finite.saturating_add(other.non_finite);
+        self.failed = self.failed.saturating_add(other.failed);
+    }
+
     /// What came since `earlier`, which was read of the same counters.
     #[must_use]
     pub fn since(&self, earlier: &ShadowCounts) -> ShadowCounts {
@@ -98,24 +119,57 @@ pub enum Judgement {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Analysis {
     settings: AnalysisSettings,
-    functions: BTreeMap<String, u64>,
+    step: u32,
+    functions: BTreeMap<String, Watched>,
+    /// Why the candidate has failed. It stays so.
+    failed: Option<String>,
+    /// Why a person must decide in this step.
+    inconclusive: Option<String>,
 }
 
 impl Analysis {
     /// Knows nothing yet. Functions that are not named here are left out of every look.
     pub fn new(settings: &AnalysisSettings, functions: &[String]) -> Analysis {
-        let functions = functions.iter().map(|function| (function.clone(), 0)).collect();
-        Analysis { settings: settings.clone(), functions }
+        let functions = functions.iter().map(|function| (function.clone(), Watched::default())).collect();
+        Analysis { settings: settings.clone(), step: 0, functions, failed: None, inconclusive: None }
     }
 
     /// Takes in what was counted since the last look, and answers what is known of every metric.
     pub fn look(&mut self, functions: &BTreeMap<String, Arms>) -> Vec<Measurement> {
         for (name, arms) in functions {
-            if let Some(samples) = self.functions.get_mut(name) {
-                *samples += arms.candidate.requests;
+            let Some(function) = self.functions.get_mut(name) else { continue };
+            for verdict in function.look(&self.settings, self.step, arms) {
+                let of_function = |reason: String| format!("function `{name}`: {reason}");
+                match verdict {
+                    Verdict::Failed(reason) => self.failed.get_or_insert(of_function(reason)),
+                    Verdict::Inconclusive(reason) => self.inconclusive.get_or_insert(of_function(reason)),
+                };
             }
         }
-        Vec::new()
+        let needed = self.needed();
+        let mut measurements = Vec::new();
+        for (name, function) in &self.functions {
+            for metric in Metric::ALL {
+                let settings = self.settings.metric(metric);
+                let measurement = function.measure(name, metric, &settings, needed);
+                let worse = settings.compare && !settings.dry_run && measurement.evidence >= needed;
+                if worse && self.failed.is_none() {
+                    self.failed = Some(format!("function `{name}`: {}", measurement.text));
+                }
+                measurements.push(measurement);
+            }
+        }
+        measurements
+    }
+
+    /// The evidence at which a metric has failed: what chance alone reaches with the probability that all metrics of
+    /// all functions have each a part of.
+    fn needed(&self) -> f64 {
+        let compared = Metric::ALL.iter().filter(|metric| {
+            let settings = self.settings.metric(**metric);
+            settings.compare && !settings.dry_run
+        });
+        (compared.count() * self.functions.len()).max(1) as f64 / self.settings.false_alarm
     }
 
     /// What becomes of the candidate where a step needs as many calls as the settings say.
@@ -125,27 +179,70 @@ impl Analysis {
 
     /// What becomes of the candidate where this step needs `min_samples` calls.
     pub fn judged_at(&self, min_samples: u64) -> Judgement {
-        if self.candidate_samples() >= min_samples { Judgement::Enough } else { Judgement::Going }
+        self.judge(self.candidate_samples(), min_samples)
     }
 
     /// What becomes of the candidate where this step needs `min_samples` shadowed calls that were compared.
     pub fn judged_by_shadow(&self, min_samples: u64) -> Judgement {
-        if self.shadow_samples() >= min_samples { Judgement::Enough } else { Judgement::Going }
+        self.judge(self.shadow_samples(), min_samples)
+    }
+
+    fn judge(&self, samples: u64, min_samples: u64) -> Judgement {
+        if let Some(reason) = &self.failed {
+            return Judgement::Failed { reason: reason.clone() };
+        }
+        if let Some(reason) = &self.inconclusive {
+            return Judgement::Inconclusive { reason: reason.clone() };
+        }
+        let enough = |function: &Watched| function.enough(&self.settings);
+        if samples < min_samples.max(1) || !self.functions.values().all(enough) {
+            return Judgement::Going;
+        }
+        let doubted = self
+            .functions
+            .iter()
+            .find_map(|(name, function)| Some((name, function.doubted(&self.settings, self.needed())?)));
+        match doubted {
+            None => Judgement::Enough,
+            Some(_) if samples < min_samples.saturating_mul(PATIENCE) => Judgement::Going,
+            Some((name, metric)) => Judgement::Inconclusive {
+                reason: format!(
+                    "function `{name}`: after {samples} calls of the candidate in this step it can still not be told                      whether its {metric} is worse than the stable revision's: look at the numbers, then promote or                      roll back"
+                ),
+            },
+        }
     }
 
     /// Calls that the candidate has answered in this step: of the function that has the fewest, of those that take a
     /// fair share of the app's calls.
     pub fn candidate_samples(&self) -> u64 {
-        self.functions.values().copied().min().unwrap_or(0)
+        self.fewest(|function| function.in_step.candidate, |function| function.in_step.stable)
     }
 
     /// Shadowed calls that were compared in this step; of functions as with [`Analysis::candidate_samples`].
     pub fn shadow_samples(&self) -> u64 {
-        0
+        self.fewest(|function| function.in_step.shadow.compared, |_| 0)
+    }
+
+    /// Functions that take less than a quarter of an equal share are not waited for.
+    fn fewest(&self, samples: impl Fn(&Watched) -> u64, others: impl Fn(&Watched) -> u64) -> u64 {
+        let calls = |function: &Watched| samples(function).saturating_add(others(function));
+        let total =
+            self.functions.values().fold(0u64, |total, function| total.saturating_add(calls(function)));
+        let fair = total / (4 * self.functions.len().max(1) as u64);
+        let waited_for = self.functions.values().filter(|function| calls(function) >= fair);
+        waited_for.map(&samples).min().unwrap_or(0)
     }
 
     /// Begins a step with other weights: samples are counted anew, the evidence stays.
     pub fn next_step(&mut self) {
-        self.functions.values_mut().for_each(|samples| *samples = 0);
+        for function in self.functions.values_mut() {
+            function.next_step(&self.settings, self.step);
+        }
+        self.step = self.step.saturating_add(1);
+        self.inconclusive = None;
     }
 }
+
+#[cfg(test)]
+mod tests;

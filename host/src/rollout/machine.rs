@@ -174,7 +174,7 @@ impl Rollout {
                 if let Some(arms) = looked {
                     self.look(arms, now_ms);
                 }
-                self.judge(&mut changes);
+                self.judge(self.judgement(), &mut changes);
                 if self.goes_by_itself() {
                     self.wait(&mut changes);
                 }
@@ -348,6 +348,7 @@ impl Rollout {
         self.waited_ms = 0;
         self.step_started_ms = self.ticked_ms;
         self.phase = Phase::Paused;
+        self.analysis.next_step();
         self.held = true;
         self.reason = self.waits_for();
         changes.push(self.change("paused", self.reason.clone()));
@@ -446,8 +447,8 @@ impl Rollout {
     }
 
     /// Acts on numbers that speak against the candidate, or do not speak at all.
-    fn judge(&mut self, changes: &mut Vec<Change>) {
-        match self.judgement() {
+    fn judge(&mut self, judgement: Judgement, changes: &mut Vec<Change>) {
+        match judgement {
             Judgement::Going | Judgement::Enough => {}
             Judgement::Failed { reason } if self.plan.on_failure == OnFailure::Rollback => {
                 self.aborting(&reason, changes);
@@ -460,9 +461,9 @@ impl Rollout {
         }
     }
 
-    /// Forgets the evidence that a person has overruled: it would stop the candidate again at once.
+    /// Forgets the evidence that a person has overruled: a failure would stop the candidate again at once.
     fn set_aside(&mut self, changes: &mut Vec<Change>) {
-        if let Judgement::Failed { .. } | Judgement::Inconclusive { .. } = self.judgement() {
+        if let Judgement::Failed { .. } = self.judgement() {
             changes.push(self.decided("overruled", words::OVERRULED.to_owned()));
             self.analysis = Analysis::new(&self.plan.analysis, &self.functions);
             self.measurements.clear();
@@ -534,3 +535,6 @@ fn milliseconds(seconds: f64) -> u64 {
     // A cast takes what is beyond its range, or no number, to its ends.
     (seconds * 1000.0) as u64
 }
+
+#[cfg(test)]
+mod tests;

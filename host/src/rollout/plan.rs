@@ -6,6 +6,7 @@ mod percent;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::analysis::{AnalysisSettings, DEFAULT_STEPS};
+use super::shadow::ShadowSettings;
 
 pub use percent::{WHOLE, hundredths, percent};
 
@@ -31,6 +32,7 @@ pub struct Plan {
     /// Requests that go to one revision whatever the weights are. They hold from the rollout's start to its end.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub header_routes: Vec<HeaderRoute>,
+    /// How copies of live calls are made and compared.
     #[serde(default)]
     pub shadow: ShadowSettings,
     /// How long a step may wait for samples, in seconds, unless it has a `timeout_s` of its own. After that a person
@@ -106,7 +108,8 @@ pub struct AnalysisStep {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ShadowStep {
-    /// How many of the live calls are copied: hundredths of a percent here, percent where it is written.
+    /// How many of the live calls are copied: hundredths of a percent here, percent where it is written; the plan's
+    /// `shadow.share` where it is not.
     #[serde(with = "percent")]
     pub share: u16,
     /// Compared answers.
@@ -148,30 +151,6 @@ pub enum Side {
     Stable,
     #[default]
     Candidate,
-}
-
-/// How copies of live calls are compared, in every step that makes them.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ShadowSettings {
-    /// How many of the copies the stable revision answers once more, as the noise to compare with: hundredths of a
-    /// percent here, percent where it is written.
-    #[serde(with = "percent")]
-    pub replay: u16,
-    /// How far a number may be from the stable revision's, as such.
-    pub absolute: f64,
-    /// How far a number may be from the stable revision's, as a share of it.
-    pub relative: f64,
-    /// Where it is not 0, it is enough that the so many largest along the last dimension stand at the same places.
-    pub top_k: u64,
-    /// Whether the inputs of the worst disagreements are kept, for people to look at.
-    pub capture_inputs: bool,
-}
-
-impl Default for ShadowSettings {
-    fn default() -> ShadowSettings {
-        ShadowSettings { replay: 1000, absolute: 1e-5, relative: 1e-3, top_k: 0, capture_inputs: false }
-    }
 }
 
 impl ShadowStep {
@@ -373,3 +352,6 @@ pub mod stored {
         Plan::deserialize(deserializer)
     }
 }
+
+#[cfg(test)]
+mod tests;

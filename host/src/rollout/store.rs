@@ -192,7 +192,9 @@ fn add(transaction: &WriteTransaction, app: &str, events: &[Event]) -> Result<()
         entries.remove(id)?;
         gone += 1;
     }
-    counts.insert(app, count - gone)?;
+    if count > gone {
+        counts.insert(app, count - gone)?;
+    }
     let mut dropped = 0;
     while entries.len()? > HISTORY && dropped < AT_ONCE {
         let Some((id, json)) = entries.pop_first()?.map(|(id, json)| (id.value(), json.value().to_vec()))
@@ -230,3 +232,6 @@ fn read_json<T: DeserializeOwned>(json: &[u8], what: impl FnOnce() -> String) ->
     serde_json::from_slice(json)
         .map_err(|error| Failure::Record(format!("{} is not what was kept: {error}", what())))
 }
+
+#[cfg(test)]
+mod tests;

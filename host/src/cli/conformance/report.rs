@@ -340,28 +340,7 @@ fn code(text: &str) -> String {
 
 /// The day of a moment after the beginning of 1970, such as `2026-11-22`.
 fn date(since_1970: Duration) -> String {
-    let days = since_1970.as_secs() / 86_400;
-    let is_leap =
-        |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
-    let (mut year, mut day) = (1970, days);
-    loop {
-        let length = if is_leap(year) { 366 } else { 365 };
-        if day < length {
-            break;
-        }
-        day -= length;
-        year += 1;
-    }
-    let february = if is_leap(year) { 29 } else { 28 };
-    let mut month = 1;
-    for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
-        if day < length {
-            break;
-        }
-        day -= length;
-        month += 1;
-    }
-    format!("{year}-{month:02}-{:02}", day + 1)
+    crate::cli::table::date(since_1970.as_secs() / 86_400)
 }
 
 #[cfg(test)]

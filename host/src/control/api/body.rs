@@ -14,13 +14,11 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep};
 
 use crate::artifact::registry::printable;
-use crate::control::upload::{PAUSE, bound};
+use crate::control::upload::bound;
 use crate::control::{ControlError, Upload};
 
 /// The longest body in JSON.
 pub(super) const MAX_JSON_BYTES: usize = 1 << 20;
-/// How long a body in JSON may take to come.
-pub(super) const JSON_WAIT: Duration = Duration::from_secs(30);
 
 /// The body of an answer.
 pub(super) enum Payload {
@@ -57,8 +55,13 @@ impl Body for Payload {
     }
 }
 
-/// Reads a body in JSON. An empty one is what `empty` says, where it says something.
-pub(super) async fn json<T, B>(headers: &HeaderMap, body: B, empty: Option<T>) -> Result<T, ControlError>
+/// Reads a body in JSON, which must come within `wait`. An empty one is what `empty` says, where it says something.
+pub(super) async fn json<T, B>(
+    headers: &HeaderMap,
+    body: B,
+    empty: Option<T>,
+    wait: Duration,
+) -> Result<T, ControlError>
 where
     T: DeserializeOwned,
     B: Body<Data = Bytes>,
@@ -73,13 +76,13 @@ where
     if length(headers)?.is_some_and(|length| length > MAX_JSON_BYTES as u64) {
         return Err(too_large());
     }
-    let collecting = tokio::time::timeout(JSON_WAIT, Limited::new(body, MAX_JSON_BYTES).collect());
+    let collecting = tokio::time::timeout(wait, Limited::new(body, MAX_JSON_BYTES).collect());
     let bytes = match collecting.await {
         Ok(Ok(collected)) => collected.to_bytes(),
         Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(too_large()),
         Ok(Err(_)) => return Err(ControlError::invalid("the body broke off; send it again")),
         Err(_) => {
-            let wait = JSON_WAIT.as_secs();
+            let wait = wait.as_secs();
             return Err(ControlError::slow_body(format_args!("the body did not come within {wait} s")));
         }
     };
@@ -109,8 +112,13 @@ fn length(headers: &HeaderMap) -> Result<Option<u64>, ControlError> {
     length.map(Some).ok_or_else(|| ControlError::invalid("`content-length` is not a number"))
 }
 
-/// A blob of at most `limit` bytes that comes as a body.
-pub(super) fn upload<B>(headers: &HeaderMap, body: B, limit: u64) -> Result<Upload, ControlError>
+/// A blob of at most `limit` bytes that comes as a body, with no longer pauses than `pause`.
+pub(super) fn upload<B>(
+    headers: &HeaderMap,
+    body: B,
+    limit: u64,
+    pause: Duration,
+) -> Result<Upload, ControlError>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
 {
@@ -129,7 +137,8 @@ where
     let steady = Steady {
         body,
         left: size,
-        pause: Box::pin(tokio::time::sleep(PAUSE)),
+        longest: pause,
+        pause: Box::pin(tokio::time::sleep(pause)),
         end: Instant::now() + bound(size),
     };
     Ok(Upload::new(size, steady))
@@ -139,6 +148,7 @@ where
 struct Steady<B> {
     body: B,
     left: u64,
+    longest: Duration,
     pause: Pin<Box<Sleep>>,
     end: Instant,
 }
@@ -151,14 +161,14 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Steady<B> {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, ControlError>>> {
-        let Steady { body, left, pause, end } = &mut *self;
+        let Steady { body, left, longest, pause, end } = &mut *self;
         let Poll::Ready(frame) = Pin::new(body).poll_frame(context) else {
             std::task::ready!(pause.as_mut().poll(context));
             return Poll::Ready(Some(Err(ControlError::slow_body(
                 "the blob comes too slowly; send it again over a better connection",
             ))));
         };
-        pause.as_mut().reset((Instant::now() + PAUSE).min(*end));
+        pause.as_mut().reset((Instant::now() + *longest).min(*end));
         Poll::Ready(match frame {
             Some(Ok(frame)) => {
                 let length = frame.data_ref().map_or(0, Bytes::len) as u64;

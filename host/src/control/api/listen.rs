@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::socket::{Socket, SocketError};
-use super::{Api, Served, Way};
+use super::{Api, Served, WAITS, Waits, Way};
 use crate::config::Config;
 use crate::control::Control;
 use crate::control::token::{TokenError, Tokens};
@@ -71,6 +71,7 @@ pub struct Bound {
     tokens: Arc<Tokens>,
     tls: Option<Arc<Tls>>,
     max_blob_bytes: u64,
+    pub(super) waits: Waits,
 }
 
 impl Bound {
@@ -100,16 +101,16 @@ impl Bound {
             _ => None,
         };
         let max_blob_bytes = config.registry.max_artifact_mib << 20;
-        Ok(Bound { tcp, socket, tokens, tls, max_blob_bytes })
+        Ok(Bound { tcp, socket, tokens, tls, max_blob_bytes, waits: WAITS })
     }
 
     /// Serves what is behind the API from now on.
     pub fn serve(self, control: Arc<dyn Control>) -> Listening {
-        let Bound { tcp, socket, tokens, tls, max_blob_bytes } = self;
+        let Bound { tcp, socket, tokens, tls, max_blob_bytes, waits } = self;
         tokens.watch();
         let (stop, stopping) = watch::channel(false);
         let has_tokens = !tokens.is_empty();
-        let api = Arc::new(Api::new(control, tokens, max_blob_bytes));
+        let api = Arc::new(Api::new(control, tokens, max_blob_bytes, waits));
         let (address, is_tls) = (tcp.as_ref().map(|(_, address)| *address), tls.is_some());
         let path = socket.as_ref().map(|socket| socket.path().to_owned());
         let mut serving = Vec::new();
@@ -142,6 +143,15 @@ impl Listening {
             }
         };
         tokio::time::timeout(within, ending).await.is_ok()
+    }
+}
+
+#[cfg(test)]
+impl Listening {
+    /// How much of what was asked for is not done yet.
+    pub(super) fn calls_under_way(&self) -> usize {
+        let full = (super::PREPARING + super::CALLS) as usize;
+        full - self.api.preparing.available_permits() - self.api.calls.available_permits()
     }
 }
 

@@ -58,13 +58,30 @@ impl Metric {
         }
     }
 
-    /// How much worse than the stable revision a candidate may be: a ratio of times or sizes, else of odds.
+    /// How many times worse than the stable revision a candidate may be unless settings say: of times and sizes their
+    /// ratio, of shares the ratio of their odds.
     pub fn default_tolerance(self) -> f64 {
         match self {
             Metric::LatencyP50 => 1.2,
-            Metric::LatencyP99 | Metric::Memory | Metric::Drift => 1.5,
-            _ => 1.2,
+            Metric::LatencyP99 | Metric::Memory => 1.5,
+            Metric::Drift => 1.3,
+            _ => 1.25,
         }
+    }
+
+    /// By how much shares must differ before they count unless settings say; `None` where shares are not compared.
+    pub fn default_min_difference(self) -> Option<f64> {
+        match self {
+            Metric::LatencyP50 | Metric::LatencyP99 | Metric::Memory => None,
+            Metric::Drift => Some(0.005),
+            Metric::ShadowMismatch => Some(0.01),
+            _ => Some(0.0001),
+        }
+    }
+
+    /// What a value is counted in.
+    fn is_share(self) -> bool {
+        self.default_min_difference().is_some()
     }
 }
 
@@ -183,6 +200,86 @@ impl AnalysisSettings {
     /// # Errors
     /// What does not, and what to write in its place.
     pub fn check(&self) -> Result<(), String> {
+        in_range("interval_s", self.interval_s, 0.1, DAY_S)?;
+        in_range("initial_delay_s", self.initial_delay_s, 0.0, DAY_S)?;
+        in_range("false_alarm", self.false_alarm, 1e-9, 0.5)?;
+        if self.min_samples == 0 {
+            return Err(
+                "min_samples must be at least 1: without a call of the candidate nothing is known".into()
+            );
+        }
+        for (metric, settings) in &self.metrics {
+            settings.check(*metric).map_err(|wrong| format!("metrics.{metric}: {wrong}"))?;
+        }
+        Ok(())
+    }
+}
+
+const DAY_S: f64 = 86_400.0;
+
+fn in_range(name: &str, value: f64, least: f64, most: f64) -> Result<(), String> {
+    if (least..=most).contains(&value) {
+        Ok(())
+    } else {
+        Err(format!("{name} must be from {least} to {most}, and it is {value}"))
+    }
+}
+
+impl MetricSettings {
+    /// How many times worse than the stable revision the candidate may be.
+    pub fn tolerance_of(&self, metric: Metric) -> f64 {
+        self.tolerance.unwrap_or_else(|| metric.default_tolerance())
+    }
+
+    /// By how much shares must differ before they count; 0 where shares are not compared.
+    pub fn min_difference_of(&self, metric: Metric) -> f64 {
+        self.min_difference.or_else(|| metric.default_min_difference()).unwrap_or(0.0)
+    }
+
+    fn check(&self, metric: Metric) -> Result<(), String> {
+        if let Some(tolerance) = self.tolerance {
+            in_range("tolerance", tolerance, 1.0, 1000.0)?;
+        }
+        match self.min_difference {
+            Some(_) if !metric.is_share() => {
+                return Err("min_difference is for shares; say `tolerance`, a ratio, in its place".into());
+            }
+            // Of shadowed calls it is what is tolerated at all, of which the logarithm is taken.
+            Some(difference) if metric == Metric::ShadowMismatch => {
+                in_range("min_difference", difference, 1e-6, 0.9)?;
+            }
+            Some(difference) => in_range("min_difference", difference, 0.0, 1.0)?,
+            None => {}
+        }
+        let bounds = [("min", self.min), ("max", self.max)];
+        let failures = [("failure_min", self.failure_min), ("failure_max", self.failure_max)];
+        for (name, bound) in bounds.into_iter().chain(failures) {
+            let most = if metric.is_share() { 1.0 } else { 1e15 };
+            if let Some(bound) = bound {
+                in_range(name, bound, 0.0, most)?;
+            }
+        }
+        match (self.min, self.max) {
+            (Some(min), Some(max)) if min > max => return Err(format!("min {min} is above max {max}")),
+            _ => {}
+        }
+        match (self.min, self.failure_min) {
+            (None, Some(_)) => return Err("failure_min needs min, the value from which all is well".into()),
+            (Some(min), Some(failure)) if failure > min => {
+                return Err(format!("failure_min {failure} is above min {min}, where all is well"));
+            }
+            _ => {}
+        }
+        match (self.max, self.failure_max) {
+            (None, Some(_)) => return Err("failure_max needs max, the value up to which all is well".into()),
+            (Some(max), Some(failure)) if failure < max => {
+                return Err(format!("failure_max {failure} is below max {max}, where all is well"));
+            }
+            _ => {}
+        }
+        if self.samples == 0 || self.count == 0 {
+            return Err("samples and count must be at least 1".into());
+        }
         Ok(())
     }
 }

@@ -4,17 +4,18 @@
 
 use std::path::Path;
 
-use serde::Deserialize as _;
+use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
 
 use super::percent::{hundredths, percent};
 use super::{
-    AnalysisStep, HeaderRoute, MAX_DURATION_S, MAX_SAMPLES, OnFailure, Pause, Plan, ShadowSettings,
-    ShadowStep, Side, Step, Sticky, Strategy, WHOLE, default_steps, objections,
+    AnalysisStep, HeaderRoute, MAX_DURATION_S, MAX_SAMPLES, OnFailure, Pause, Plan, ShadowStep, Side, Step,
+    Sticky, Strategy, WHOLE, default_steps, objections,
 };
 use crate::config::document::{Table, Value, advice, walk};
 use crate::config::{DocumentErrors, document};
 use crate::rollout::analysis::AnalysisSettings;
+use crate::rollout::shadow::ShadowSettings;
 
 /// The longest name of a header or cookie, and the longest value of a header, in bytes.
 const NAME_BYTES: usize = 128;
@@ -41,7 +42,7 @@ impl Plan {
 
     /// Reads a plan as JSON. The error holds everything that is wrong with it.
     pub fn from_json(json: Json) -> Result<Plan, String> {
-        let json = without_nulls(json)?;
+        let json = without_nulls(json, 0)?;
         if !json.is_object() {
             return Err("the plan must be an object".to_owned());
         }
@@ -53,16 +54,24 @@ impl Plan {
     }
 }
 
+/// How deep a plan's JSON may be nested.
+const MAX_DEPTH: usize = 32;
+
 /// The same without entries that are `null`, which say that something is absent.
-fn without_nulls(json: Json) -> Result<Json, String> {
+fn without_nulls(json: Json, depth: usize) -> Result<Json, String> {
+    if depth > MAX_DEPTH {
+        return Err(format!("the plan is nested deeper than {MAX_DEPTH} levels; make it flatter"));
+    }
     Ok(match json {
         Json::Object(entries) => {
             let kept = entries.into_iter().filter(|(_, value)| !value.is_null());
-            Json::Object(
-                kept.map(|(key, value)| Ok((key, without_nulls(value)?))).collect::<Result<_, String>>()?,
-            )
+            let kept = kept.map(|(key, value)| Ok((key, without_nulls(value, depth + 1)?)));
+            Json::Object(kept.collect::<Result<_, String>>()?)
         }
-        Json::Array(items) => Json::Array(items.into_iter().map(without_nulls).collect::<Result<_, _>>()?),
+        Json::Array(items) => {
+            let items = items.into_iter().map(|item| without_nulls(item, depth + 1));
+            Json::Array(items.collect::<Result<_, _>>()?)
+        }
         Json::Null => return Err("the plan holds a `null` in an array; leave it out".to_owned()),
         other => other,
     })
@@ -80,20 +89,28 @@ fn plan(table: &mut Table<'_>, asked: Option<Strategy>) -> Plan {
         Some(strategy)
     });
     let strategy = asked.or(said).unwrap_or(Strategy::Canary);
-    let written = table.value("steps").map(|value| value.items());
+    let written = table.value("steps");
+    let items = written.as_ref().map(|value| value.items()).unwrap_or_default();
     let on_failure =
         table.choice("on_failure", &[("rollback", OnFailure::Rollback), ("pause", OnFailure::Pause)]);
-    let analysis = table.value("analysis").and_then(|value| analysis(&value));
+    let analysis = table.value("analysis").and_then(|value| {
+        described(&value, &|settings: &AnalysisSettings| {
+            settings.check().map_err(|text| format!("`analysis` is wrong: {text}"))
+        })
+    });
     let sticky = table.value("sticky").and_then(|value| sticky(&value));
     let routes = table.value("header_routes").map(|value| value.items()).unwrap_or_default();
     let header_routes: Vec<_> = routes.iter().filter_map(header_route).collect();
-    let shadow = table.table("shadow", shadow_settings).unwrap_or_default();
+    let shadow = table.value("shadow").and_then(|value| described(&value, &ShadowSettings::check));
+    let shadow = shadow.unwrap_or_default();
     let whole = Plan::of(strategy);
     let progress_deadline_s = table.number("progress_deadline_s", 1..=MAX_DURATION_S, "seconds");
     let rollback_window_s = table.number("rollback_window_s", 0..=MAX_DURATION_S, "seconds");
-    let read: Vec<_> = written.iter().flatten().map(|item| (item, step(item))).collect();
+    let read: Vec<_> = items.iter().map(|item| (item, step(item, &shadow))).collect();
+    let is_array = written.as_ref().is_none_or(|value| value.is_empty() || !items.is_empty());
     // What does not fit together is only told where each part is right.
-    let complete = read.iter().all(|(_, step)| step.is_some()) && header_routes.len() == routes.len();
+    let complete =
+        is_array && read.iter().all(|(_, step)| step.is_some()) && header_routes.len() == routes.len();
     let steps = match &written {
         Some(_) => read.iter().filter_map(|(_, step)| step.clone()).collect(),
         None => default_steps(strategy),
@@ -119,7 +136,7 @@ fn plan(table: &mut Table<'_>, asked: Option<Strategy>) -> Plan {
     }
 }
 
-fn step(item: &Value<'_>) -> Option<Step> {
+fn step(item: &Value<'_>, settings: &ShadowSettings) -> Option<Step> {
     let entries = if item.is_table() { item.entries().len() } else { 1 };
     let names = "`set_weight`, `pause`, `analysis`, `shadow` or `set_header_route`";
     if entries == 0 {
@@ -138,7 +155,17 @@ fn step(item: &Value<'_>) -> Option<Step> {
             timeout_s: analysis.number("timeout_s", 1..=MAX_DURATION_S, "seconds"),
         });
         let shadow = table.table("shadow", |shadow| {
-            let share = shadow.required("share", "share = 10").and_then(|value| share(&value, 0.01));
+            let share = match shadow.value("share") {
+                Some(value) => share(&value, 0.01),
+                None => {
+                    let usual = hundredths((settings.share * 100.0).round() / 100.0);
+                    let usual = usual.filter(|share| *share > 0);
+                    if usual.is_none() {
+                        shadow.refuse("this step copies no calls; give it a share, such as `share = 10`");
+                    }
+                    usual
+                }
+            };
             let samples = shadow.number("min_samples", 1..=MAX_SAMPLES, "answers");
             let timeout_s = shadow.number("timeout_s", 1..=MAX_DURATION_S, "seconds");
             let min_samples = samples.unwrap_or(ShadowStep::MIN_SAMPLES);
@@ -221,29 +248,11 @@ fn header_route(value: &Value<'_>) -> Option<HeaderRoute> {
     route.flatten()
 }
 
-fn shadow_settings(table: &mut Table<'_>) -> ShadowSettings {
-    let whole = ShadowSettings::default();
-    let tolerance = |value: Option<Value<'_>>| {
-        value.and_then(|value| value.decimal(0.0..=MAX_TOLERANCE, "(a difference)"))
-    };
-    ShadowSettings {
-        replay: table.value("replay").and_then(|value| share(&value, 0.0)).unwrap_or(whole.replay),
-        absolute: tolerance(table.value("absolute")).unwrap_or(whole.absolute),
-        relative: tolerance(table.value("relative")).unwrap_or(whole.relative),
-        top_k: table.number("top_k", 0..=MAX_TOP_K, "places").unwrap_or(whole.top_k),
-        capture_inputs: table.boolean("capture_inputs").unwrap_or(whole.capture_inputs),
-    }
-}
-
-const MAX_TOLERANCE: f64 = 1e30;
-const MAX_TOP_K: u64 = 1000;
-
-/// The settings of the analysis, whose keys are those of its type.
-fn analysis(value: &Value<'_>) -> Option<AnalysisSettings> {
-    let json = value.json()?;
-    let error = match AnalysisSettings::deserialize(&json) {
+/// Settings whose keys are those of their type, with what it refuses itself.
+fn described<T: DeserializeOwned>(value: &Value<'_>, check: &dyn Fn(&T) -> Result<(), String>) -> Option<T> {
+    let error = match T::deserialize(value.json()?) {
         Ok(settings) => {
-            if let Err(text) = settings.check() {
+            if let Err(text) = check(&settings) {
                 value.refuse(&text);
             }
             return Some(settings);
@@ -251,9 +260,10 @@ fn analysis(value: &Value<'_>) -> Option<AnalysisSettings> {
         Err(error) => error,
     };
     // Each setting is tried alone, so that every wrong one is told, in its own line.
-    let mut told = false;
-    alone(value, &mut |json| json, 0, &mut told);
-    if !told {
+    let mut told = 0;
+    let read = |json: Json| T::deserialize(json).map(drop).map_err(|error| error.to_string());
+    alone(value, &read, 0, &mut told);
+    if told == 0 {
         value.refuse(&explained(&error.to_string(), value.path()));
     }
     None
@@ -262,27 +272,25 @@ fn analysis(value: &Value<'_>) -> Option<AnalysisSettings> {
 /// How deep settings lie within others.
 const SETTING_DEPTH: usize = 4;
 
-/// Reads every entry of a table as if it were the only one; `around` puts what is read where it belongs.
-fn alone(value: &Value<'_>, around: &mut dyn FnMut(Json) -> Json, depth: usize, told: &mut bool) {
+/// Reads every entry of a table as if it were the only one.
+fn alone(value: &Value<'_>, read: &dyn Fn(Json) -> Result<(), String>, depth: usize, told: &mut usize) {
     for (key, inner) in value.entries() {
+        let within = |json: Json| read(Json::Object([(key.clone(), json)].into_iter().collect()));
         let Some(json) = inner.json() else {
-            *told = true;
+            *told += 1;
             continue;
         };
-        let mut within = |json| around(Json::Object([(key.clone(), json)].into_iter().collect()));
-        let Err(error) = AnalysisSettings::deserialize(within(json)) else { continue };
-        let error = error.to_string();
+        let Err(error) = within(json) else { continue };
         let told_before = *told;
-        if inner.is_table() && depth < SETTING_DEPTH {
-            // What is wrong even where the table is empty is its own name.
-            if AnalysisSettings::deserialize(within(Json::Object(serde_json::Map::new()))).is_ok() {
-                alone(&inner, &mut within, depth + 1, told);
-            }
+        // What is wrong even where the table is empty is its own name.
+        let empty = || within(Json::Object(serde_json::Map::new()));
+        if inner.is_table() && depth < SETTING_DEPTH && empty().is_ok() {
+            alone(&inner, &within, depth + 1, told);
         }
         if *told == told_before && !error.starts_with("missing field") {
-            let table = if error.starts_with("unknown") { value.path() } else { inner.path() };
-            inner.refuse(&explained(&error, table));
-            *told = true;
+            let path = if error.starts_with("unknown ") { value.path() } else { inner.path() };
+            inner.refuse(&explained(&error, path));
+            *told += 1;
         }
     }
 }

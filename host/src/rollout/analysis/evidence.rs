@@ -1,0 +1,224 @@
+//! What has been gathered against a candidate: products of likelihood ratios that may be looked at as often as one likes.
+//!
+//! Each number here is 1 in the mean, at any time, while the candidate is as good as is tolerated. By Ville's inequality
+//! it then ever reaches `x` with a probability of at most `1 / x`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::odds::Table;
+
+/// Logarithms are kept as whole numbers of this, rounded down: short, the same after a restart, and never too large.
+const UNIT: f64 = 1e-4;
+/// Shares of the evidence are kept in millionths.
+const WHOLE: u32 = 1_000_000;
+/// The most parts that one metric is watched by.
+const MOST_PARTS: usize = 256;
+
+/// Of the capital of a part: what is bet from the beginning, and what each later beginning may take of the rest, so that
+/// a candidate that turns bad later is found out as well, whatever spoke for it before.
+const AT_FIRST: f64 = 0.5;
+const LATER: f64 = 0.25;
+
+/// The evidence of one metric: the mean of that of its parts, weighted by what each was given when it was first seen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Evidence {
+    /// What no part has been given yet, in millionths.
+    left: u32,
+    parts: BTreeMap<String, Part>,
+}
+
+/// One way in which a candidate can be worse.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Stored", into = "Stored")]
+struct Part {
+    /// In millionths.
+    share: u32,
+    /// The step of the rollout that it was last brought up to date in, and steps and blocks that it has seen.
+    step: u32,
+    steps: u32,
+    blocks: u32,
+    /// For each alternative, the logarithm of the capital that is bet on it.
+    logs: Vec<i32>,
+    rates: Rates,
+}
+
+/// A part without the names of its fields: there may be hundreds, and they are written at each look.
+type Stored = (u32, [u32; 3], Vec<i32>, [u64; 3]);
+
+impl From<Stored> for Part {
+    fn from((share, [step, steps, blocks], logs, [weight, stable, candidate]): Stored) -> Part {
+        let rates = Rates { weight: Sum(weight), stable: Sum(stable), candidate: Sum(candidate) };
+        Part { share, step, steps, blocks, logs, rates }
+    }
+}
+
+impl From<Part> for Stored {
+    fn from(part: Part) -> Stored {
+        let Rates { weight, stable, candidate } = part.rates;
+        (part.share, [part.step, part.steps, part.blocks], part.logs, [weight.0, stable.0, candidate.0])
+    }
+}
+
+/// The rates of both arms as if each block had had the same mixture of both: weights may change between blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Rates {
+    weight: Sum,
+    stable: Sum,
+    candidate: Sum,
+}
+
+/// A sum of numbers that are not negative, in thousandths.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Sum(u64);
+
+impl Sum {
+    fn add(&mut self, number: f64) {
+        self.0 = self.0.saturating_add((number * 1000.0).round() as u64);
+    }
+
+    fn value(self) -> f64 {
+        self.0 as f64 / 1000.0
+    }
+}
+
+/// What one block says about one part.
+pub(super) struct Finding {
+    pub(super) part: String,
+    pub(super) table: Table,
+    /// Logarithms of likelihood ratios, one for each alternative, always as many for a part.
+    pub(super) logs: Vec<f64>,
+}
+
+impl Finding {
+    /// Of a table, against pairs of a tolerated ratio of odds and a worse one.
+    pub(super) fn of(part: String, table: Table, ratios: &[(f64, f64)]) -> Finding {
+        Finding { part, table, logs: table.likelihood_ratios(ratios) }
+    }
+}
+
+impl Evidence {
+    pub(super) fn new() -> Evidence {
+        Evidence { left: WHOLE, parts: BTreeMap::new() }
+    }
+
+    /// Takes in what a block says. Parts that were not there before share what is left; where `growing`, they leave
+    /// something to those that come later.
+    pub(super) fn add(&mut self, findings: &[Finding], step: u32, growing: bool) {
+        let room = MOST_PARTS.saturating_sub(self.parts.len());
+        let new: Vec<_> = findings
+            .iter()
+            .filter(|finding| !self.parts.contains_key(&finding.part))
+            .take(room)
+            .map(|finding| (finding.part.clone(), finding.logs.len()))
+            .collect();
+        if let Ok(count @ 1..) = u32::try_from(new.len()) {
+            let given = if growing { self.left / 5 * 4 } else { self.left };
+            self.left -= given / count * count;
+            let part = |alternatives| Part::new(given / count, step, alternatives);
+            self.parts.extend(new.into_iter().map(|(name, alternatives)| (name, part(alternatives))));
+        }
+        for finding in findings {
+            if let Some(part) = self.parts.get_mut(&finding.part) {
+                part.add(finding, step);
+            }
+        }
+    }
+
+    pub(super) fn parts(&self) -> impl Iterator<Item = &str> {
+        self.parts.keys().map(String::as_str)
+    }
+
+    /// How much speaks against the candidate: 1 at the beginning. Parts in which the arms differ by less than
+    /// `difference` do not speak against it.
+    pub(super) fn value(&self, difference: f64) -> f64 {
+        let parts = self.parts.values().map(|part| f64::from(part.share) * part.weighed(difference));
+        (f64::from(self.left) + parts.sum::<f64>()) / f64::from(WHOLE)
+    }
+
+    /// The part that speaks most against the candidate, and the rates of the stable revision and the candidate in it.
+    pub(super) fn worst(&self, difference: f64) -> Option<(&str, Option<(f64, f64)>)> {
+        let weighed = |part: &Part| f64::from(part.share) * part.weighed(difference);
+        let (name, part) = self.parts.iter().max_by(|a, b| weighed(a.1).total_cmp(&weighed(b.1)))?;
+        Some((name, part.rates.get()))
+    }
+
+    /// The rates of the stable revision and the candidate in the part in which they are furthest apart.
+    pub(super) fn furthest(&self) -> Option<(f64, f64)> {
+        let rates = self.parts.values().filter_map(|part| part.rates.get());
+        rates.max_by(|a, b| (a.0 - a.1).abs().total_cmp(&(b.0 - b.1).abs()))
+    }
+}
+
+impl Part {
+    fn new(share: u32, step: u32, alternatives: usize) -> Part {
+        let logs = vec![to_units(AT_FIRST.ln()); alternatives];
+        Part { share, step, steps: 0, blocks: 0, logs, rates: Rates::default() }
+    }
+
+    fn add(&mut self, finding: &Finding, step: u32) {
+        self.rates.add(&finding.table);
+        // What tells nothing leaves the capital as it is.
+        if finding.logs.iter().all(|log| *log == 0.0) || finding.logs.len() != self.logs.len() {
+            return;
+        }
+        let mut begun = 0.0;
+        if step > self.step {
+            self.step = step;
+            self.steps += 1;
+            begun += LATER * between(self.steps);
+        }
+        if self.blocks > 0 {
+            begun += LATER * between(self.blocks);
+        }
+        self.blocks = self.blocks.saturating_add(1);
+        for (capital, log) in self.logs.iter_mut().zip(&finding.logs) {
+            let before = f64::from(*capital) * UNIT;
+            let with_begun = if begun > 0.0 { before + (begun / before.exp()).ln_1p() } else { before };
+            // Where so little is left that the quotient is infinite, only what begins counts.
+            let with_begun = if with_begun.is_finite() { with_begun } else { begun.ln() };
+            *capital = to_units(with_begun + log);
+        }
+    }
+
+    fn weighed(&self, difference: f64) -> f64 {
+        let apart = self.rates.get().map_or(f64::INFINITY, |(stable, candidate)| (stable - candidate).abs());
+        if apart >= difference { self.value() } else { self.value().min(1.0) }
+    }
+
+    fn value(&self) -> f64 {
+        let begun = AT_FIRST
+            + LATER * (1.0 - 1.0 / f64::from(self.blocks.max(1)))
+            + LATER * (1.0 - 1.0 / f64::from(self.steps + 1));
+        let capital = self.logs.iter().map(|log| (f64::from(*log) * UNIT).exp());
+        capital.sum::<f64>() / self.logs.len().max(1) as f64 + 1.0 - begun
+    }
+}
+
+/// What the `count`th later beginning takes: all of them together take 1.
+fn between(count: u32) -> f64 {
+    1.0 / (f64::from(count) * (f64::from(count) + 1.0))
+}
+
+fn to_units(log: f64) -> i32 {
+    (log / UNIT).floor() as i32
+}
+
+impl Rates {
+    fn add(&mut self, table: &Table) {
+        if table.candidate == 0 || table.stable == 0 {
+            return;
+        }
+        let (candidate, stable) = (table.candidate as f64, table.stable as f64);
+        let weight = candidate * stable / (candidate + stable);
+        self.weight.add(weight);
+        self.stable.add(weight * table.stable_bad as f64 / stable);
+        self.candidate.add(weight * table.candidate_bad as f64 / candidate);
+    }
+
+    fn get(&self) -> Option<(f64, f64)> {
+        let weight = self.weight.value();
+        (weight > 0.0).then(|| (self.stable.value() / weight, self.candidate.value() / weight))
+    }
+}

@@ -1,0 +1,203 @@
+//! One function of a candidate: what was counted, in blocks of calls, and the evidence of each metric.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::telemetry::observations::Tally;
+
+use super::bounds::{Bounds, Verdict};
+use super::compare::{self, Counts, Known};
+use super::evidence::{Evidence, Finding};
+use super::settings::{AnalysisSettings, Metric, MetricSettings};
+use super::{Arms, ShadowCounts};
+
+/// Calls of both arms together after which a block ends. That it takes no notice of which arm they belong to, nor of how
+/// they ended, is what makes a block fair.
+const BLOCK: u64 = 40;
+/// The same for times, sizes and answers, whose thresholds are found within a block.
+const LARGE_BLOCK: u64 = 200;
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Watched {
+    /// Since the beginning of this step, and of the rollout.
+    pub(super) in_step: Samples,
+    pub(super) in_all: Samples,
+    /// What no block has taken in yet.
+    counts: [Counts; 2],
+    shadow: ShadowCounts,
+    answers: [Tally; 2],
+    /// Earlier in this step.
+    pub(super) latency: Known,
+    pub(super) memory: Known,
+    pub(super) evidence: BTreeMap<Metric, Evidence>,
+    /// Of shadowed calls: against what is tolerated of a candidate whatever the stable revision does.
+    shadow_alone: Option<Evidence>,
+    pub(super) bounds: BTreeMap<Metric, Bounds>,
+}
+
+/// How many calls there were.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Samples {
+    pub(super) stable: u64,
+    pub(super) candidate: u64,
+    pub(super) shadow: ShadowCounts,
+}
+
+impl Samples {
+    fn add(&mut self, arms: &Arms) {
+        self.stable = self.stable.saturating_add(arms.stable.requests);
+        self.candidate = self.candidate.saturating_add(arms.candidate.requests);
+        self.shadow.add(&arms.shadow.unwrap_or_default());
+    }
+}
+
+/// What evidence is shown as at most: more says no more, and JSON has no infinity.
+const LARGEST: f64 = 1e300;
+
+/// The evidence at which a step is not yet enough: where chance is still the likelier reason, but not by far.
+pub(super) fn doubt(needed: f64) -> f64 {
+    needed.sqrt()
+}
+
+const COUNTED: [Metric; 4] =
+    [Metric::SuccessRate, Metric::ErrorRate, Metric::TrapRate, Metric::LimitKillRate];
+
+impl Watched {
+    /// Takes in what was counted, and answers what follows from bounds.
+    pub(super) fn look(&mut self, settings: &AnalysisSettings, step: u32, arms: &Arms) -> Vec<Verdict> {
+        self.in_step.add(arms);
+        self.in_all.add(arms);
+        for (held, tally) in [(0, &arms.stable), (1, &arms.candidate)] {
+            self.counts[held].add(tally);
+            self.answers[held].add(tally);
+        }
+        if let Some(shadow) = &arms.shadow {
+            self.shadow.add(shadow);
+        }
+        self.close_blocks(settings, step, BLOCK, LARGE_BLOCK);
+        let drift = self.furthest_drift();
+        let mut verdicts = Vec::new();
+        for metric in Metric::ALL {
+            let settings = settings.metric(metric);
+            if settings.has_bounds() {
+                let bounds = self.bounds.entry(metric).or_default();
+                let verdict = bounds.add(metric, &settings, &arms.candidate, arms.shadow.as_ref(), drift);
+                verdicts.extend(verdict.filter(|_| !settings.dry_run));
+            }
+        }
+        verdicts
+    }
+
+    pub(super) fn next_step(&mut self, settings: &AnalysisSettings, step: u32) {
+        // Weights differ from now on, and calls of different weights never meet in one block.
+        self.close_blocks(settings, step, 1, 1);
+        self.in_step = Samples::default();
+        self.latency = Known::default();
+        self.memory = Known::default();
+        self.bounds.values_mut().for_each(Bounds::next_step);
+    }
+
+    fn close_blocks(&mut self, settings: &AnalysisSettings, step: u32, block: u64, large_block: u64) {
+        if self.counts.iter().map(|counts| counts.requests).sum::<u64>() >= block {
+            let [stable, candidate] = std::mem::take(&mut self.counts);
+            for metric in COUNTED {
+                let tolerance = settings.metric(metric).tolerance_of(metric);
+                let findings = compare::of_counts(metric, &stable, &candidate, tolerance);
+                self.add(settings, metric, &findings, step, false);
+            }
+        }
+        if self.shadow.compared + self.shadow.replayed >= block {
+            let shadow = std::mem::take(&mut self.shadow);
+            self.close_shadow(settings, step, &shadow);
+        }
+        if self.answers.iter().map(|tally| tally.requests).sum::<u64>() >= large_block {
+            let [stable, candidate] = std::mem::take(&mut self.answers);
+            self.close_answers(settings, step, &stable, &candidate);
+        }
+    }
+
+    fn close_answers(&mut self, settings: &AnalysisSettings, step: u32, stable: &Tally, candidate: &Tally) {
+        let tolerance = |metric: Metric| settings.metric(metric).tolerance_of(metric);
+        for metric in [Metric::LatencyP50, Metric::LatencyP99] {
+            let (stable, candidate) = (&stable.latency, &candidate.latency);
+            let findings = compare::of_sizes(metric, stable, candidate, &self.latency, tolerance(metric));
+            self.add(settings, metric, &findings, step, false);
+        }
+        self.latency.add(&stable.latency, &candidate.latency);
+        let metric = Metric::Memory;
+        let findings =
+            compare::of_sizes(metric, &stable.memory, &candidate.memory, &self.memory, tolerance(metric));
+        self.add(settings, metric, &findings, step, false);
+        self.memory.add(&stable.memory, &candidate.memory);
+        let findings = compare::of_non_finite(stable, candidate, tolerance(Metric::NonFinite));
+        self.add(settings, Metric::NonFinite, &findings, step, true);
+        let nothing = Evidence::new();
+        let held = self.evidence.get(&Metric::Drift).unwrap_or(&nothing);
+        let findings = compare::of_drift(stable, candidate, held, tolerance(Metric::Drift));
+        self.add(settings, Metric::Drift, &findings, step, true);
+    }
+
+    fn close_shadow(&mut self, settings: &AnalysisSettings, step: u32, shadow: &ShadowCounts) {
+        let metric = Metric::ShadowMismatch;
+        let of_metric = settings.metric(metric);
+        let findings = compare::of_shadow(shadow, of_metric.tolerance_of(metric));
+        self.add(settings, metric, &findings, step, false);
+        if of_metric.compare {
+            let tolerated = of_metric.min_difference_of(metric);
+            let findings = compare::of_shadow_alone("", shadow.compared, shadow.mismatched, tolerated);
+            self.shadow_alone.get_or_insert_with(Evidence::new).add(&findings, step, false);
+        }
+    }
+
+    fn add(
+        &mut self,
+        settings: &AnalysisSettings,
+        metric: Metric,
+        findings: &[Finding],
+        step: u32,
+        growing: bool,
+    ) {
+        if settings.metric(metric).compare && !findings.is_empty() {
+            self.evidence.entry(metric).or_insert_with(Evidence::new).add(findings, step, growing);
+        }
+    }
+
+    /// The evidence of one metric. Of shadowed calls both must speak against the candidate: more mismatches than the
+    /// stable revision has with itself, where it was asked twice, and more than are tolerated.
+    pub(super) fn evidence(&self, metric: Metric, settings: &MetricSettings) -> f64 {
+        let difference =
+            if metric == Metric::ShadowMismatch { 0.0 } else { settings.min_difference_of(metric) };
+        let value = self.evidence.get(&metric).map_or(1.0, |evidence| evidence.value(difference));
+        let value = match (&self.shadow_alone, metric) {
+            (Some(alone), Metric::ShadowMismatch) if self.in_all.shadow.replayed > 0 => {
+                value.min(alone.value(0.0))
+            }
+            (Some(alone), Metric::ShadowMismatch) => alone.value(0.0),
+            _ => value,
+        };
+        value.min(LARGEST)
+    }
+
+    fn furthest_drift(&self) -> Option<f64> {
+        let (stable, candidate) = self.evidence.get(&Metric::Drift)?.furthest()?;
+        Some((stable - candidate).abs())
+    }
+
+    /// Whether bounds have as many values in this step as they need.
+    pub(super) fn enough(&self, settings: &AnalysisSettings) -> bool {
+        self.bounds.iter().all(|(metric, bounds)| {
+            let settings = settings.metric(*metric);
+            settings.dry_run || bounds.enough(&settings)
+        })
+    }
+
+    /// A metric that something speaks against.
+    pub(super) fn doubted(&self, settings: &AnalysisSettings, needed: f64) -> Option<Metric> {
+        Metric::ALL.into_iter().find(|metric| {
+            let of_metric = settings.metric(*metric);
+            of_metric.compare && !of_metric.dry_run && self.evidence(*metric, &of_metric) >= doubt(needed)
+        })
+    }
+}
