@@ -28,8 +28,12 @@ pub mod new;
 pub mod package;
 pub mod progress;
 pub mod push;
+pub mod rollout;
+pub mod serve;
 pub mod sign;
 pub mod spin_plugin;
+pub mod status;
+mod table;
 pub mod transfer;
 pub mod trigger;
 pub mod tune;
@@ -56,6 +60,16 @@ enum Command {
     Build(build::BuildArgs),
     /// Serves the app of a spin.toml, or model files as they are.
     Up(up::UpArgs),
+    /// Serves what is deployed to it, and what was before it last ended.
+    Serve(serve::ServeArgs),
+    Status(status::StatusArgs),
+    Promote(rollout::PromoteArgs),
+    Pause(rollout::PauseArgs),
+    Resume(rollout::ResumeArgs),
+    Rollback(rollout::RollbackArgs),
+    History(rollout::HistoryArgs),
+    Shadow(rollout::ShadowArgs),
+    Remove(rollout::RemoveArgs),
     /// Runs golden samples on any backend, and shows what functions cost.
     Check(check::CheckArgs),
     /// Checks any server of the Open Inference Protocol, point by point.
@@ -119,6 +133,15 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::New(args) => new::run(&args, &progress),
         Command::Build(args) => runtime()?.block_on(build::run(&args, &progress)),
         Command::Diff(args) => return runtime()?.block_on(diff::run(&args, &config, &progress)),
+        Command::Serve(args) => runtime()?.block_on(serve::run(args, config, &progress)),
+        Command::Status(args) => return runtime()?.block_on(status::run(&args, &config, &progress)),
+        Command::Promote(args) => return runtime()?.block_on(rollout::promote(args, &config, &progress)),
+        Command::Pause(args) => return runtime()?.block_on(rollout::pause(args, &config, &progress)),
+        Command::Resume(args) => return runtime()?.block_on(rollout::resume(args, &config, &progress)),
+        Command::Rollback(args) => return runtime()?.block_on(rollout::rollback(args, &config, &progress)),
+        Command::History(args) => return runtime()?.block_on(rollout::history(args, &config, &progress)),
+        Command::Shadow(args) => return runtime()?.block_on(rollout::shadow(args, &config, &progress)),
+        Command::Remove(args) => return runtime()?.block_on(rollout::remove(args, &config, &progress)),
         Command::Sign(args) => runtime()?.block_on(sign::run(&args, &config, &progress)),
         Command::Verify(args) => runtime()?.block_on(verify::run(&args, &config, &progress)),
         Command::Key(args) => key::run(&args, &progress),

@@ -148,8 +148,7 @@ pub async fn resume(args: ResumeArgs, config: &Config, progress: &Progress) -> a
 /// # Errors
 /// Where no host is known.
 pub async fn rollback(args: RollbackArgs, config: &Config, progress: &Progress) -> anyhow::Result<ExitCode> {
-    let command =
-        Command { revision: args.revision, message: args.message.message, ..Command::default() };
+    let command = Command { revision: args.revision, message: args.message.message, ..Command::default() };
     command_all(&args.of, config, progress, command, Verb::Rollback).await
 }
 
@@ -223,7 +222,9 @@ pub async fn shadow(args: ShadowArgs, config: &Config, progress: &Progress) -> a
         async move {
             let mut status = client.shadow(&app).await?;
             status.functions.retain(|report| {
-                function.as_ref().is_none_or(|name| *name == report.function || name.ends_with(&format!("/{}", report.function)))
+                function.as_ref().is_none_or(|name| {
+                    *name == report.function || name.ends_with(&format!("/{}", report.function))
+                })
             });
             Ok(status)
         }
@@ -340,7 +341,8 @@ mod tests {
 
     #[test]
     fn a_history_is_told_as_it_happened() {
-        let entries = vec![entry(12, "rolled-back", json!({"evidence": 4000.5})), entry(7, "started", Value::Null)];
+        let entries =
+            vec![entry(12, "rolled-back", json!({"evidence": 4000.5})), entry(7, "started", Value::Null)];
         let expected = "\
 number  time                 revision  event        what
      7  2026-11-22 09:04:05         3  started      it was started
@@ -356,7 +358,8 @@ number  time                 revision  event        what
     fn several_hosts_are_told_apart_and_what_failed_is_told_to_programs() {
         let to = "https://b:3002".parse().unwrap();
         let failed = ClientError::Unreachable { to, reason: "gone".to_owned() };
-        let told: Told<u32> = vec![("a".to_owned(), Ok(1)), ("b".to_owned(), Err(failed)), ("c".to_owned(), Ok(2))];
+        let told: Told<u32> =
+            vec![("a".to_owned(), Ok(1)), ("b".to_owned(), Err(failed)), ("c".to_owned(), Ok(2))];
         assert_eq!(for_people(&told, |number| format!("{number}\n")), "a\n1\n\nc\n2\n");
         let json = for_programs(&told);
         assert_eq!(json["hosts"][2], json!({"to": "c", "answer": 2}));

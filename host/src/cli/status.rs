@@ -81,7 +81,9 @@ async fn ask(clients: &[Client]) -> Vec<Found> {
         .iter()
         .map(|client| {
             let client = client.clone();
-            tokio::spawn(async move { Found { host: client.to().to_string(), answer: client.status().await } })
+            tokio::spawn(
+                async move { Found { host: client.to().to_string(), answer: client.status().await } },
+            )
         })
         .collect();
     let mut found = Vec::new();
@@ -145,8 +147,18 @@ fn for_people(found: &[Found], differing: &BTreeSet<String>, in_full: bool) -> S
 }
 
 fn revisions(found: &[Found], differing: &BTreeSet<String>, in_full: bool) -> String {
-    let mut table =
-        Table::new(&["app", "host", ">revision", "digest", "version", ">traffic", "warm", "deployed", "same", "from"]);
+    let mut table = Table::new(&[
+        "app",
+        "host",
+        ">revision",
+        "digest",
+        "version",
+        ">traffic",
+        "warm",
+        "deployed",
+        "same",
+        "from",
+    ]);
     let names: BTreeSet<_> = found.iter().flat_map(Found::apps).map(|app| &app.app).collect();
     for name in names {
         let same = if differing.contains(name) { "DIFFERS" } else { "" };
@@ -193,7 +205,9 @@ pub(super) fn in_words(rollout: &RolloutStatus) -> String {
     let at = match rollout.phase.as_str() {
         "succeeded" | "rolled_back" => String::new(),
         _ if *steps == 0 => format!(", takes {} of the traffic", percent(*weight)),
-        _ => format!(", takes {} of the traffic, step {} of {steps}", percent(*weight), (step + 1).min(*steps)),
+        _ => {
+            format!(", takes {} of the traffic, step {} of {steps}", percent(*weight), (step + 1).min(*steps))
+        }
     };
     let reason = match rollout.reason.is_empty() {
         true => String::new(),
@@ -216,7 +230,8 @@ fn measurements(rollout: &RolloutStatus) -> String {
         "",
     ]);
     for measured in &rollout.measurements {
-        let phase = if measured.dry_run { format!("{} (dry run)", measured.phase) } else { measured.phase.clone() };
+        let phase =
+            if measured.dry_run { format!("{} (dry run)", measured.phase) } else { measured.phase.clone() };
         table.row(vec![
             measured.function.clone(),
             measured.metric.clone(),
@@ -309,7 +324,14 @@ mod tests {
             models: BTreeMap::from([("mnist".to_owned(), digest('d'))]),
         };
         let routes = vec!["/digits".to_owned()];
-        AppStatus { app: name.to_owned(), stable: Some(1), revisions, rollout, routes, functions: vec![function] }
+        AppStatus {
+            app: name.to_owned(),
+            stable: Some(1),
+            revisions,
+            rollout,
+            routes,
+            functions: vec![function],
+        }
     }
 
     fn on(host: &str, apps: Vec<AppStatus>) -> Found {
@@ -333,7 +355,11 @@ digits: revision 3 progressing, takes 5 % of the traffic, step 2 of 6: waits for
 ";
         assert_eq!(for_people(&found, &differing(&found), false), expected);
         let full = for_people(&found, &differing(&found), true);
-        for expected in ["ffffffffffff", "digits/digits  digits      typed  cccccccccccc  mnist dddddddddddd", "routes: /digits"] {
+        for expected in [
+            "ffffffffffff",
+            "digits/digits  digits      typed  cccccccccccc  mnist dddddddddddd",
+            "routes: /digits",
+        ] {
             assert!(full.contains(expected), "{full}");
         }
         let nothing = [on("unix:/s", Vec::new())];
@@ -372,7 +398,10 @@ digits: revision 3 progressing, takes 5 % of the traffic, step 2 of 6: waits for
     fn a_host_that_does_not_answer_differs_from_none() {
         let to: To = "https://b:3002".parse().unwrap();
         let error = ClientError::Unreachable { to, reason: "gone".to_owned() };
-        let found = [on("https://a:3002", vec![canary()]), Found { host: "https://b:3002".to_owned(), answer: Err(error) }];
+        let found = [
+            on("https://a:3002", vec![canary()]),
+            Found { host: "https://b:3002".to_owned(), answer: Err(error) },
+        ];
         assert!(differing(&found).is_empty());
         let json = for_programs(&found, &BTreeSet::new());
         assert_eq!(json["hosts"][1]["error"]["title"], "unreachable");

@@ -26,9 +26,10 @@ impl Table {
     /// Adds a row. What stands in it may come from anywhere: nothing in it moves the cursor or ends the line.
     pub(super) fn row(&mut self, cells: Vec<String>) {
         let last = cells.len().saturating_sub(1);
-        let cells = cells.iter().enumerate().map(|(column, cell)| {
-            printable(cell, if column == last { LAST_CHARS } else { CELL_CHARS })
-        });
+        let cells = cells
+            .iter()
+            .enumerate()
+            .map(|(column, cell)| printable(cell, if column == last { LAST_CHARS } else { CELL_CHARS }));
         self.rows.push(cells.collect());
     }
 
@@ -39,7 +40,8 @@ impl Table {
     /// The table as text, without columns in which nothing stands.
     pub(super) fn text(&self) -> String {
         let columns = self.right.len();
-        let width = |column: usize| self.rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+        let width =
+            |column: usize| self.rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
         let is_used = |column: usize| self.rows.iter().skip(1).any(|row| !row[column].is_empty());
         let used: Vec<_> = (0..columns).filter(|column| is_used(*column)).collect();
         let mut text = String::new();

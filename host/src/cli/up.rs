@@ -201,7 +201,7 @@ async fn renew(args: &UpArgs, host: &Host, rebuild: &[String], sources: &Sources
 }
 
 /// Where functions are served, as callers write it.
-fn base(host: &Host) -> String {
+pub(super) fn base(host: &Host) -> String {
     format!("{}://{}", host.scheme, host.http)
 }
 
@@ -311,12 +311,12 @@ pub(super) struct StopSignal {
 }
 
 impl StopSignal {
-    fn listen() -> std::io::Result<StopSignal> {
+    pub(super) fn listen() -> std::io::Result<StopSignal> {
         let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         Ok(StopSignal { terminate, interrupt })
     }
 
-    async fn wait(&mut self) -> anyhow::Result<()> {
+    pub(super) async fn wait(&mut self) -> anyhow::Result<()> {
         let signal = tokio::select! {
             signal = self.terminate.recv() => signal,
             signal = self.interrupt.recv() => signal,

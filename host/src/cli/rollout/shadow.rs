@@ -200,13 +200,22 @@ mod tests {
             own_agreement: Some(100.0),
             outputs: vec![output],
             worst: vec![worst],
-            candidate: Cost { calls: 1000, p99_ms: Some(2.5), memory_peak_bytes: Some(3 << 20), ..Cost::default() },
+            candidate: Cost {
+                calls: 1000,
+                p99_ms: Some(2.5),
+                memory_peak_bytes: Some(3 << 20),
+                ..Cost::default()
+            },
             stable: Cost { calls: 1000, p99_ms: Some(1.25), ..Cost::default() },
             failures: BTreeMap::new(),
             left_out: BTreeMap::from([("host-busy".to_owned(), 3)]),
         };
-        let status =
-            ShadowStatus { app: "digits".to_owned(), stable: Some(1), candidate: Some(2), functions: vec![report] };
+        let status = ShadowStatus {
+            app: "digits".to_owned(),
+            stable: Some(1),
+            candidate: Some(2),
+            functions: vec![report],
+        };
         let expected = "\
 revision 2 beside revision 1, which is live
 
