@@ -95,7 +95,6 @@ pub(super) struct Kind {
 pub(super) enum End {
     RolledBack {
         calls: u64,
-        reason: String,
     },
     /// Waits for a person.
     Paused,
