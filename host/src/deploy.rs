@@ -264,6 +264,7 @@ impl Deployer {
             files: files.as_ref().map(|files| files.path().to_owned()),
             outbound: Some(Arc::new(self.outbound(component)?)),
             isolated: false,
+            keeps_nothing: false,
         };
         let surroundings = Surroundings {
             engines: Arc::clone(&self.engines),

@@ -160,14 +160,32 @@ impl Program {
     /// log.
     #[must_use]
     pub fn isolated(&self, log: Option<&Arc<FunctionLog>>) -> Program {
+        let grants =
+            Grants { isolated: true, keeps_nothing: true, ..Grants::clone(&self.surroundings.grants) };
+        self.with(
+            grants,
+            self.surroundings.granted.isolated(),
+            log.map_or_else(FunctionLog::none, Arc::clone),
+        )
+    }
+
+    /// The same program for calls that try it out: what is written to key-value stores is seen by the same call alone,
+    /// and none of its calls is counted as one of the function's.
+    #[must_use]
+    pub fn rehearsed(&self) -> Program {
+        let grants = Grants { keeps_nothing: true, ..Grants::clone(&self.surroundings.grants) };
+        self.with(grants, self.surroundings.granted.isolated(), Arc::clone(&self.surroundings.log))
+    }
+
+    fn with(&self, grants: Grants, granted: Granted, log: Arc<FunctionLog>) -> Program {
         let around = &self.surroundings;
         let surroundings = Surroundings {
             engines: Arc::clone(&around.engines),
             residency: Arc::clone(&around.residency),
-            granted: Arc::new(around.granted.isolated()),
+            granted: Arc::new(granted),
             take_in: around.take_in.clone(),
-            grants: Arc::new(Grants { isolated: true, ..Grants::clone(&around.grants) }),
-            log: log.map_or_else(FunctionLog::none, Arc::clone),
+            grants: Arc::new(grants),
+            log,
             ..*around
         };
         Program { kind: self.kind.clone(), streams: self.streams, surroundings }

@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use crate::artifact::sample::{Response, Sample, SampleError};
 use crate::function::{Function, Routes};
-use crate::instance::{CallError, Deadline};
+use crate::instance::{CallError, Deadline, Program};
 use crate::nn::Usage;
 use crate::tensor::compare::Tolerance;
 
@@ -149,17 +149,23 @@ impl Golden {
     }
 }
 
-/// Runs a sample once. `routes` are those of the function's own revision.
+/// Runs a sample once, with the function's program or one that keeps nothing. `routes` are those of the function's own
+/// revision.
 ///
 /// # Errors
 /// Where it is no sample for this function. A call that fails is an answer, which may be the expected one.
-pub async fn run(golden: &Golden, function: &Arc<Function>, routes: &Routes) -> Result<Ran, NotRunnable> {
+pub async fn run(
+    golden: &Golden,
+    function: &Arc<Function>,
+    program: &Arc<Program>,
+    routes: &Routes,
+) -> Result<Ran, NotRunnable> {
     let ms = function.revision.deadline_ms;
     let started = Instant::now();
     let deadline = Deadline { at: started + Duration::from_millis(ms), ms };
     match function.revision.program.is_typed() {
-        true => typed::run(golden, function, deadline).await,
-        false => http::run(golden, function, routes, deadline).await,
+        true => typed::run(golden, function, program, deadline).await,
+        false => http::run(golden, function, program, routes, deadline).await,
     }
 }
 

@@ -270,7 +270,9 @@ async fn check(
     let golden = open(name, path, files).map_err(|error| error.to_string())?;
     let routes = &bench.release.routes;
     // The first may load the model, and is not measured.
-    let first = samples::run(&golden, function, routes).await.map_err(|error| error.to_string())?;
+    let first = samples::run(&golden, function, &function.revision.program, routes)
+        .await
+        .map_err(|error| error.to_string())?;
     let recorded = args.record && first.verdict == Verdict::NothingExpected;
     if recorded {
         let response = first.response.map_err(|error| error.to_string())?;
@@ -279,11 +281,13 @@ async fn check(
         text.push('\n');
         std::fs::write(path, text).map_err(|error| format!("cannot write `{}`: {error}", path.display()))?;
     }
-    let cost = cost::measure(args.repeat, || samples::run(&golden, function, routes)).await;
+    let cost =
+        cost::measure(args.repeat, || samples::run(&golden, function, &function.revision.program, routes))
+            .await;
     let mut cost = cost.map_err(|error| error.to_string())?;
     if let Some(counted) = counting.release.function(&function.name) {
         // The first call of an instance's code may differ: caches of the guest's own do not outlive a call.
-        cost.fuel = samples::run(&golden, counted, &counting.release.routes)
+        cost.fuel = samples::run(&golden, counted, &counted.revision.program, &counting.release.routes)
             .await
             .ok()
             .and_then(|ran| ran.usage.fuel);

@@ -82,7 +82,7 @@ impl State {
         if self.key_value.open == OPEN {
             return Ok(Err(Refused::Full));
         }
-        let store = if self.grants().isolated {
+        let store = if self.grants().keeps_nothing {
             let layers = &mut self.key_value.layers;
             layers.entry(name.to_owned()).or_insert_with(|| store.layered()).clone()
         } else {

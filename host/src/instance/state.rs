@@ -27,9 +27,10 @@ pub struct Grants {
     pub files: Option<PathBuf>,
     /// Where it may send requests to; nowhere without.
     pub outbound: Option<Arc<Outbound>>,
-    /// Whether nothing may come of its calls: no request leaves the host, and what it writes to stores is seen by the
-    /// same call alone.
+    /// Whether no request of it leaves the host, whatever it may do otherwise.
     pub isolated: bool,
+    /// Whether what it writes to stores is seen by the same call alone.
+    pub keeps_nothing: bool,
 }
 
 /// The data of one instance's Store.

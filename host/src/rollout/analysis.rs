@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use super::shadow::ShadowCounts;
 use crate::telemetry::observations::Tally;
 
 use bounds::Verdict;
@@ -35,48 +36,6 @@ pub struct Arms {
     /// Of shadowed calls, where there are any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shadow: Option<ShadowCounts>,
-}
-
-/// What was counted of shadowed calls.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct ShadowCounts {
-    /// Calls that the candidate got as well and that could be compared, answered or not.
-    pub compared: u64,
-    /// Of them, those that the candidate answered otherwise, or not at all.
-    pub mismatched: u64,
-    /// Calls that the stable revision got a second time.
-    pub replayed: u64,
-    /// Of them, those that it answered otherwise, or not at all: its own noise.
-    pub noisy: u64,
-    /// Of the mismatched, those with NaN or infinities where the stable revision's answer has none.
-    pub non_finite: u64,
-    /// Of the mismatched, those that the candidate did not answer: it trapped, or came to a limit.
-    pub failed: u64,
-}
-
-impl ShadowCounts {
-    fn add(&mut self, other: &ShadowCounts) {
-        self.compared = self.compared.saturating_add(other.compared);
-        self.mismatched = self.mismatched.saturating_add(other.mismatched);
-        self.replayed = self.replayed.saturating_add(other.replayed);
-        self.noisy = self.noisy.saturating_add(other.noisy);
-        self.non_finite = self.non_finite.saturating_add(other.non_finite);
-        self.failed = self.failed.saturating_add(other.failed);
-    }
-
-    /// What came since `earlier`, which was read of the same counters.
-    #[must_use]
-    pub fn since(&self, earlier: &ShadowCounts) -> ShadowCounts {
-        ShadowCounts {
-            compared: self.compared.saturating_sub(earlier.compared),
-            mismatched: self.mismatched.saturating_sub(earlier.mismatched),
-            replayed: self.replayed.saturating_sub(earlier.replayed),
-            noisy: self.noisy.saturating_sub(earlier.noisy),
-            non_finite: self.non_finite.saturating_sub(earlier.non_finite),
-            failed: self.failed.saturating_sub(earlier.failed),
-        }
-    }
 }
 
 /// What was found of one metric of one function.

@@ -141,6 +141,16 @@ pub struct ShadowCounts {
 }
 
 impl ShadowCounts {
+    /// Counts what another counted as well.
+    pub fn add(&mut self, other: &ShadowCounts) {
+        self.compared = self.compared.saturating_add(other.compared);
+        self.mismatched = self.mismatched.saturating_add(other.mismatched);
+        self.replayed = self.replayed.saturating_add(other.replayed);
+        self.noisy = self.noisy.saturating_add(other.noisy);
+        self.non_finite = self.non_finite.saturating_add(other.non_finite);
+        self.failed = self.failed.saturating_add(other.failed);
+    }
+
     /// What came since `earlier`.
     #[must_use]
     pub fn since(&self, earlier: &ShadowCounts) -> ShadowCounts {

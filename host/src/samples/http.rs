@@ -15,7 +15,7 @@ use super::{Golden, NotRunnable, Ran, Verdict, failed};
 use crate::artifact::sample::Response;
 use crate::function::{Function, Route, Routes, Target};
 use crate::instance::http::{HttpError, RequestBody};
-use crate::instance::{CallError, Deadline};
+use crate::instance::{CallError, Deadline, Program};
 use crate::serve::spin_headers;
 
 /// Who calls, as far as the function can tell.
@@ -24,6 +24,7 @@ const CLIENT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALH
 pub(super) async fn run(
     golden: &Golden,
     function: &Arc<Function>,
+    program: &Arc<Program>,
     routes: &Routes,
     deadline: Deadline,
 ) -> Result<Ran, NotRunnable> {
@@ -33,7 +34,7 @@ pub(super) async fn run(
     // The revision must outlive its instances, and what an instance used is known when it has ended.
     let (ended, end) = oneshot::channel::<()>();
     let held = (Arc::clone(function), ended);
-    let (answered, meter) = revision.program.handle(request, deadline, held).await;
+    let (answered, meter) = program.handle(request, deadline, held).await;
     let answered = match answered {
         Ok(response) => {
             let (head, body) = response.into_parts();

@@ -11,16 +11,17 @@ use crate::artifact::sample::Response;
 use crate::backend::Signature;
 use crate::function::Function;
 use crate::instance::typed::{Description, Reply, Request};
-use crate::instance::{CallError, Deadline};
+use crate::instance::{CallError, Deadline, Program};
 use crate::serve::json;
 use crate::serve::json::Refused;
-use crate::serve::{call, typed_function};
+use crate::serve::typed_function;
 use crate::tensor::Tensor;
 use crate::tensor::compare::{compare, is_whole};
 
 pub(super) async fn run(
     golden: &Golden,
     function: &Arc<Function>,
+    program: &Program,
     deadline: Deadline,
 ) -> Result<Ran, NotRunnable> {
     let revision = &function.revision;
@@ -30,11 +31,11 @@ pub(super) async fn run(
     let wanted = request.outputs.clone();
     let is_raw = golden.sample.request.inputs.is_none() && description.answers.is_some();
     let started = Instant::now();
-    let (answered, usage) = revision.program.call(request, deadline, None).await;
+    let (answered, usage) = program.call(request, deadline, None).await;
     let took = started.elapsed();
     let answered = answered.and_then(|mut reply| {
         reply.outputs.retain(|(name, _)| wanted.is_empty() || wanted.contains(name));
-        call::check(&reply, description, &wanted).map_err(CallError::BadReply)?;
+        description.check(&reply, &wanted).map_err(CallError::BadReply)?;
         Ok(reply)
     });
     let verdict = match (&answered, &golden.sample.response) {

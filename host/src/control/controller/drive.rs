@@ -10,9 +10,12 @@ use super::{Controller, now_ms};
 use crate::control::ControlError;
 use crate::control::wire::{Command, RolloutStatus, Start};
 use crate::function::Release;
+use crate::function::shadow::Shadow;
 use crate::rollout::analysis::Arms;
 use crate::rollout::machine::{Change, NotNow, Phase, Rollout};
+use crate::rollout::shadow::ShadowCounts;
 use crate::rollout::store::{AppRecord, Event};
+use crate::telemetry::observations::Tally;
 
 /// How often it is looked whether a rollout goes on.
 const TICK: Duration = Duration::from_millis(100);
@@ -64,7 +67,8 @@ impl Controller {
         if kept.is_ok()
             && let Some((_, counted)) = arms
         {
-            state.counted = counted;
+            state.counted = counted.functions;
+            state.shadow_counted = counted.shadow;
             state.looked = Some(Instant::now());
         }
         kept
@@ -101,7 +105,8 @@ impl Controller {
         }
         changes.extend(settle(&mut rollout));
         record.rollout = Some(rollout);
-        state.counted.clear();
+        state.counted = all_counted(&state, revision);
+        state.shadowed.clear();
         state.looked = None;
         self.change(&slot, &mut state, record, changes).await?;
         state.prepared = None;
@@ -267,6 +272,7 @@ impl Controller {
             self.publish(slot, state)?;
         }
         self.watch(state);
+        state.cast_shadow(&self.functions);
         self.let_go(slot, state).await;
         stored
     }
@@ -357,27 +363,51 @@ impl Controller {
     }
 }
 
+/// What was counted until a look.
+struct Counted {
+    functions: BTreeMap<String, (Tally, Tally)>,
+    shadow: BTreeMap<String, ShadowCounts>,
+}
+
 /// What was counted since the last look, and all that has been counted.
-fn count(
-    state: &State,
-) -> (
-    BTreeMap<String, Arms>,
-    BTreeMap<String, (crate::telemetry::observations::Tally, crate::telemetry::observations::Tally)>,
-) {
-    let (mut arms, mut counted) = (BTreeMap::new(), BTreeMap::new());
-    let Some(rollout) = state.rollout() else { return (arms, counted) };
-    let candidate = state.loaded.get(&rollout.candidate).map(|loaded| &loaded.release);
+fn count(state: &State) -> (BTreeMap<String, Arms>, Counted) {
+    let shadow = state.shadow.as_ref().map(Shadow::counts).unwrap_or_default();
+    let (mut arms, mut functions) = (BTreeMap::new(), BTreeMap::new());
+    let candidate = state.rollout().and_then(|rollout| state.loaded.get(&rollout.candidate));
     let stable = state.stable().map(|loaded| &loaded.release);
-    for function in candidate.into_iter().flat_map(|release| &release.functions) {
-        let read = |function: &Arc<crate::function::Function>| function.observations.read();
-        let own = read(function);
-        let other = stable.and_then(|release| release.function(&function.name)).map(read).unwrap_or_default();
-        let before = state.counted.get(&function.name).cloned().unwrap_or_default();
-        let since = Arms { stable: other.since(&before.0), candidate: own.since(&before.1), shadow: None };
-        arms.insert(function.name.clone(), since);
-        counted.insert(function.name.clone(), (other, own));
+    for function in candidate.into_iter().flat_map(|candidate| &candidate.release.functions) {
+        let name = &function.name;
+        let own = function.observations.read();
+        let other = stable.and_then(|release| release.function(name));
+        let other = other.map(|function| function.observations.read()).unwrap_or_default();
+        let (before, own_before) = state.counted.get(name).cloned().unwrap_or_default();
+        let shadow_before = state.shadow_counted.get(name).copied().unwrap_or_default();
+        let since = Arms {
+            stable: other.since(&before),
+            candidate: own.since(&own_before),
+            shadow: shadow.get(name).map(|counts| counts.since(&shadow_before)),
+        };
+        arms.insert(name.clone(), since);
+        functions.insert(name.clone(), (other, own));
     }
-    (arms, counted)
+    (arms, Counted { functions, shadow })
+}
+
+/// All that was counted before a rollout began, which says nothing of it.
+fn all_counted(state: &State, candidate: u64) -> BTreeMap<String, (Tally, Tally)> {
+    let release = |revision: u64| state.loaded.get(&revision).map(|loaded| &loaded.release);
+    let (stable, candidate) = (state.record.stable.and_then(release), release(candidate));
+    let read = |release: Option<&Arc<Release>>, name: &str| {
+        let function = release.and_then(|release| release.function(name));
+        function.map(|function| function.observations.read()).unwrap_or_default()
+    };
+    let functions = candidate.into_iter().flat_map(|release| &release.functions);
+    let counted = functions.map(|function| {
+        let name = function.name.clone();
+        let both = (read(stable, &name), read(candidate, &name));
+        (name, both)
+    });
+    counted.collect()
 }
 
 /// What is decided is also done, without waiting for another tick.

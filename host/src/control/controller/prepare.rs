@@ -323,6 +323,8 @@ async fn try_out(release: &Arc<Release>, app: &App, reporter: &Reporter) -> Resu
     for component in &app.manifest.components {
         let Some(named) = app.files.samples.get(&component.id).cloned() else { continue };
         let Some(function) = release.function(&app.manifest.function(component)) else { continue };
+        // Every deployment on every host runs them: nothing of it must stay.
+        let program = Arc::new(function.revision.program.rehearsed());
         let read = blocking(move || {
             let among = files::among(&named).into_iter();
             let goldens = among.map(|(name, path)| (name.clone(), files::open(name, path, &named)));
@@ -331,7 +333,7 @@ async fn try_out(release: &Arc<Release>, app: &App, reporter: &Reporter) -> Resu
         for (name, golden) in read.await? {
             let what = format!("`{}`, sample `{}`", function.name, files::title(&name));
             let ran = match golden {
-                Ok(golden) => samples::run(&golden, function, &release.routes).await,
+                Ok(golden) => samples::run(&golden, function, &program, &release.routes).await,
                 Err(error) => Err(error),
             };
             match ran.map(|ran| ran.verdict) {

@@ -59,13 +59,14 @@ impl Controller {
             }
         }
         for slot in slots {
-            let state = slot.state.lock().await;
+            let mut state = slot.state.lock().await;
             if !state.record.revisions.is_empty()
                 && let Err(error) = self.publish(&slot, &state)
             {
                 told.push(Restored { app: slot.name.clone(), outcome: Err(error) });
             }
             self.watch(&state);
+            state.cast_shadow(&self.functions);
             drop(state);
             let mut apps = self.apps.lock().unwrap_or_else(PoisonError::into_inner);
             apps.insert(slot.name.clone(), slot);

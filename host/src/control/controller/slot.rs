@@ -11,10 +11,12 @@ use crate::artifact::manifest::Manifest;
 use crate::control::ControlError;
 use crate::deploy::Interface;
 use crate::deploy::compatibility::Described;
+use crate::function::shadow::Shadow;
 use crate::function::traffic::{Candidate, HeaderRoute, Rules, Sticky};
-use crate::function::{Release, Traffic};
+use crate::function::{Functions, Release, Traffic};
 use crate::rollout::machine::Rollout;
 use crate::rollout::plan::{self, Side};
+use crate::rollout::shadow::{Report, ShadowCounts};
 use crate::rollout::store::AppRecord;
 use crate::telemetry::observations::Tally;
 
@@ -37,6 +39,11 @@ pub(super) struct State {
     pub(super) prepared: Option<(u64, Instant)>,
     /// What had been counted at the last look, of the stable revision's functions and the candidate's.
     pub(super) counted: BTreeMap<String, (Tally, Tally)>,
+    pub(super) shadow_counted: BTreeMap<String, ShadowCounts>,
+    /// What gives the candidate calls as well, while the rollout wants it.
+    pub(super) shadow: Option<Shadow>,
+    /// What was found of the last rollout's shadow.
+    pub(super) shadowed: Vec<Report>,
     pub(super) looked: Option<Instant>,
     pub(super) warmed: Option<Instant>,
     /// When the record was kept last that the rollout's looks change.
@@ -95,6 +102,30 @@ impl State {
     /// The rollout that is under way.
     pub(super) fn rollout(&self) -> Option<&Rollout> {
         under_way(&self.record)
+    }
+
+    /// Has the candidate get as many calls as well as the rollout wants.
+    pub(super) fn cast_shadow(&mut self, functions: &Arc<Functions>) {
+        let Some(rollout) = under_way(&self.record) else {
+            if let Some(shadow) = self.shadow.take() {
+                self.shadowed = shadow.reports();
+            }
+            return;
+        };
+        let (share, candidate) = (rollout.traffic().shadow_share, rollout.candidate);
+        if self.shadow.is_none() && share > 0 {
+            let settings = rollout.plan.shadow.clone();
+            let release =
+                |revision: &u64| self.loaded.get(revision).map(|loaded| Arc::clone(&loaded.release));
+            let stable = self.record.stable.as_ref().and_then(release);
+            if let (Some(stable), Some(candidate)) = (stable, release(&candidate)) {
+                self.shadow_counted.clear();
+                self.shadow = Some(Shadow::start(functions, &stable, &candidate, &settings));
+            }
+        }
+        if let Some(shadow) = &self.shadow {
+            shadow.set_share(share);
+        }
     }
 
     /// The revision that takes traffic where nothing says otherwise.

@@ -52,7 +52,11 @@ impl Controller {
         let state = slot.state.lock().await;
         let rollout = state.record.rollout.as_ref().ok_or_else(|| ControlError::rollout_not_found(app))?;
         let (stable, candidate) = (rollout.stable, Some(rollout.candidate));
-        Ok(ShadowStatus { app: app.to_owned(), stable, candidate, functions: Vec::new() })
+        let functions = match &state.shadow {
+            Some(shadow) => shadow.reports(),
+            None => state.shadowed.clone(),
+        };
+        Ok(ShadowStatus { app: app.to_owned(), stable, candidate, functions })
     }
 }
 
