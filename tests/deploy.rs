@@ -105,7 +105,12 @@ fn one_command_deploys_to_several_hosts_or_to_none() {
         let told = place.deploy(&[shop], &hosts).await;
         let told = told.with(
             0,
-            &["Packaging app", "Uploaded ", "Ready revision 1 of `app` on unix:", "Promoted revision 1"],
+            &[
+                "Packaging app",
+                "Uploaded ",
+                "  revision 1 of `app` (",
+                "`app`: revision 1 is stable, and takes all traffic",
+            ],
         );
         let lines: Vec<_> = told.out.lines().collect();
         assert_eq!(lines.len(), 2, "{}", told.out);
@@ -118,10 +123,7 @@ fn one_command_deploys_to_several_hosts_or_to_none() {
 
         // The same once more is nothing new, and nothing is sent twice.
         let told = place.deploy(&[shop], &hosts).await;
-        told.with(
-            0,
-            &["Uploaded nothing, ", "Unchanged revision 1 of `app` is the same and live already on unix:"],
-        );
+        told.with(0, &["  nothing, ", "  revision 1 of `app` is the same and live already"]);
 
         // A revision that breaks callers starts nowhere.
         place.app("/other/...", "2.0.0");
@@ -135,7 +137,7 @@ fn one_command_deploys_to_several_hosts_or_to_none() {
             ],
         );
         assert_eq!(place.revisions("/p2/x").await, both(Some("1")));
-        place.deploy(&[shop, "--allow-incompatible"], &hosts).await.with(0, &["Promoted revision"]);
+        place.deploy(&[shop, "--allow-incompatible"], &hosts).await.with(0, &["Promoted "]);
         assert_eq!(place.revisions("/p2/x").await, both(None));
 
         // A host that cannot be reached keeps the other from beginning.
@@ -187,7 +189,7 @@ fn spin_deploys_by_the_plugin() {
         let shop = shop.join("spin.toml");
         let told =
             place.tell(&plugin, &["deploy", "--from", shop.to_str().unwrap(), "--build"], &["a"]).await;
-        told.with(0, &["Promoted revision 1 of `app`"]);
+        told.with(0, &["Promoted `app`: revision 1 is stable"]);
         assert_eq!(place.revisions("/p2/x").await, [Some("1".to_owned())]);
         let told = place.tell(&plugin, &["deploy", "--environment-name", "prod"], &["a"]).await;
         told.with(1, &["name each host with `--to`"]);

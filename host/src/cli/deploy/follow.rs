@@ -11,7 +11,6 @@ use super::view::{HostView, View};
 use crate::control::client::ClientError;
 use crate::control::wire::{AppStatus, RolloutStatus};
 use crate::rollout::analysis::Measurement;
-use crate::rollout::plan::percent;
 
 /// How often hosts are asked.
 pub(super) const EVERY: Duration = Duration::from_millis(500);
@@ -74,8 +73,8 @@ pub(super) async fn follow(
 struct Follower {
     view: HostView,
     is_live: bool,
-    /// Phase and weight that were told.
-    seen: Option<(String, u16)>,
+    /// Phase, step and weight that were told.
+    seen: Option<(String, usize, u16)>,
     /// When the numbers were told last, and which.
     told: Instant,
     last: String,
@@ -123,13 +122,13 @@ impl Follower {
 
     /// Shows where a rollout stands, and answers how it ended, if it did.
     fn see(&mut self, rollout: &RolloutStatus, app: &str) -> Option<Ended> {
-        let now = (rollout.phase.clone(), rollout.weight);
+        let now = (rollout.phase.clone(), rollout.step, rollout.weight);
         let is_new = self.seen.as_ref() != Some(&now);
         self.seen = Some(now);
-        let (candidate, reason) = (rollout.candidate, rollout.reason.as_str());
+        let reason = rollout.reason.as_str();
         let ended = match rollout.phase.as_str() {
             "succeeded" => {
-                self.view.note("Promoted", &format!("revision {candidate} of `{app}`: {reason}"));
+                self.view.note("Promoted", &format!("`{app}`: {reason}"));
                 return Some(Ended::Promoted);
             }
             "rolled_back" => {
@@ -141,25 +140,24 @@ impl Follower {
             _ => None,
         };
         if let Some((verb, ended)) = ended {
-            self.view.note(verb, &format!("{}: {reason}", place(rollout)));
+            self.view.note(verb, &format!("{}{reason}", place(rollout)));
             if let (Ended::Undecided, Some(worst)) = (ended, worst(&rollout.measurements)) {
                 self.view.note("", &worst);
             }
             return Some(ended);
         }
-        let numbers = match worst(&rollout.measurements) {
-            Some(worst) => format!("{reason}; {worst}"),
-            None => reason.to_owned(),
-        };
-        if is_new {
-            self.view.note(verb(&rollout.phase), &format!("{}: {reason}", place(rollout)));
-        } else if !self.is_live && self.told.elapsed() >= LINE_EVERY && self.last != numbers {
-            self.view.note(verb(&rollout.phase), &format!("{}: {numbers}", place(rollout)));
-        } else {
-            self.view.at(verb(&rollout.phase), format!("{}: {numbers}", place(rollout)), false);
-            return None;
+        let (verb, place) = (verb(&rollout.phase), place(rollout));
+        let worst = worst(&rollout.measurements);
+        let numbers = format!("{reason}{}", worst.as_deref().unwrap_or_default());
+        let is_due = !self.is_live && self.told.elapsed() >= LINE_EVERY && self.last != numbers;
+        if is_new || is_due {
+            self.view.note(verb, &format!("{place}{reason}"));
+            if let Some(worst) = worst.as_deref().filter(|_| is_due) {
+                self.view.note("", worst);
+            }
+            (self.told, self.last) = (Instant::now(), numbers);
         }
-        (self.told, self.last) = (Instant::now(), numbers);
+        self.view.at_with(verb, format!("{place}{reason}"), worst, false);
         None
     }
 
@@ -194,38 +192,38 @@ fn verb(phase: &str) -> &'static str {
     }
 }
 
-/// `step 2 of 6, 5 % of the traffic`.
+/// `step 2 of 6: `, to be followed by what it waits for.
 fn place(rollout: &RolloutStatus) -> String {
-    let weight = format!("{} % of the traffic", percent(rollout.weight));
     match rollout.steps {
-        0 => weight,
-        steps => format!("step {} of {steps}, {weight}", (rollout.step + 1).min(steps)),
+        0 => String::new(),
+        steps => format!("step {} of {steps}: ", (rollout.step + 1).min(steps)),
     }
 }
 
 /// What speaks most against the candidate: what is nearest to what it needs to fail.
 fn worst(found: &[Measurement]) -> Option<String> {
     let nearness = |found: &Measurement| found.evidence / found.needed;
-    let judged = found.iter().filter(|found| !found.dry_run && nearness(found).is_finite());
+    let is_judged = |found: &&Measurement| !found.dry_run && found.candidate_samples > 0;
+    let judged = found.iter().filter(is_judged).filter(|found| nearness(found).is_finite());
     judged.max_by(|one, other| nearness(one).total_cmp(&nearness(other))).map(described)
 }
 
-/// `shop/digits request-success-rate 0.93 against 0.999 (120 and 2280 calls; evidence 3.1 of 4000)`.
+/// What is known of a metric in the host's words; where it has none, its numbers.
 fn described(found: &Measurement) -> String {
+    if !found.text.is_empty() {
+        return format!("{}: {}", found.function, found.text);
+    }
     let value = |value: Option<f64>| value.map_or_else(|| "?".to_owned(), short);
-    let values = match (found.candidate, found.stable) {
-        (None, None) => String::new(),
-        (candidate, stable) => format!(" {} against {}", value(candidate), value(stable)),
-    };
-    let text = if found.text.is_empty() { String::new() } else { format!(": {}", found.text) };
     format!(
-        "{} {}{values} ({} and {} calls, evidence {} of {}){text}",
+        "{}: {} {} against {}; evidence {} of {}, after {} calls of the candidate and {} of the stable revision",
         found.function,
         found.metric,
-        found.candidate_samples,
-        found.stable_samples,
+        value(found.candidate),
+        value(found.stable),
         short(found.evidence),
         short(found.needed),
+        found.candidate_samples,
+        found.stable_samples,
     )
 }
 

@@ -14,6 +14,9 @@ use super::view::{HostView, View};
 use crate::control::client::ClientError;
 use crate::control::wire::{Command, Prepare, Prepared, Progress, RolloutStatus, Start};
 
+/// Parts of steps that took less are not worth a line.
+const TOLD: Duration = Duration::from_millis(10);
+
 /// What is to be deployed, and how.
 pub(super) struct Deployment {
     pub(super) prepare: Prepare,
@@ -355,7 +358,7 @@ async fn ready(host: &dyn Remote, deployment: &Deployment, view: &HostView) -> R
         }
         Err(error) => {
             let (step, since) = at.into_inner().unwrap_or_else(PoisonError::into_inner);
-            view.failed(if step.is_empty() { "to begin" } else { &step }, since.elapsed());
+            view.failed(if step.is_empty() { "making it ready" } else { &step }, since.elapsed());
             Err(Unready { step, error })
         }
     }
@@ -365,13 +368,14 @@ fn heard(line: &Progress, (step, since): &mut (String, Instant), view: &HostView
     match line {
         Progress::Begun { step: begun } => {
             (*step, *since) = (begun.clone(), Instant::now());
-            view.at("Preparing", begun.clone(), false);
+            view.at("Preparing", begun.clone(), true);
         }
         Progress::Done { step: done, took_ms } => {
             // A host says it; what is no time is none.
             let took = Duration::try_from_secs_f64(took_ms / 1e3).unwrap_or_default();
             match past(done) {
                 Some((verb, what)) => view.done(verb, what, took),
+                None if took < TOLD => {}
                 // A part of a step, or one that is not known here.
                 None => view.done("", done, took),
             }

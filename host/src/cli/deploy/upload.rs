@@ -41,7 +41,7 @@ pub(super) async fn upload(host: &dyn Remote, blobs: &[Blob], view: &HostView) -
     for blob in &missing {
         let at = |sent: u64| {
             let at = before.load(Ordering::Relaxed) + sent.min(blob.size);
-            view.at("Uploading", format!("{} {} of {}", bar(at, total), bytes(at), bytes(total)), true);
+            view.at("Uploading", format!("{} {} of {}", bar(at, total), bytes(at), bytes(total)), false);
         };
         at(0);
         host.put_blob(&blob.digest, &Content::File(blob.path.clone()), &at).await?;

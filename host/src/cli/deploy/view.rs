@@ -25,6 +25,8 @@ struct Shown {
 struct Now {
     verb: &'static str,
     text: String,
+    /// Stands on a line of its own.
+    more: Option<String>,
     /// Its time is shown where there is one.
     since: Option<Instant>,
 }
@@ -85,12 +87,17 @@ pub(super) struct HostView {
 impl HostView {
     /// Shows what the host is at; with its time if it is a step.
     pub(super) fn at(&self, verb: &'static str, text: String, is_step: bool) {
+        self.at_with(verb, text, None, is_step);
+    }
+
+    /// As [`at`](HostView::at), with a second line.
+    pub(super) fn at_with(&self, verb: &'static str, text: String, more: Option<String>, is_step: bool) {
         let mut now = self.shown.lock();
         let since = match &now[self.host] {
-            Some(now) if now.verb == verb => now.since,
+            Some(now) if now.text == text => now.since,
             _ => Some(Instant::now()),
         };
-        now[self.host] = Some(Now { verb, text, since: since.filter(|_| is_step) });
+        now[self.host] = Some(Now { verb, text, more, since: since.filter(|_| is_step) });
         drop(now);
         self.shown.draw();
     }
@@ -112,7 +119,7 @@ impl HostView {
     }
 
     pub(super) fn warn(&self, text: &str) {
-        self.shown.progress.warn(self.before(text));
+        self.shown.progress.warn(self.on(text));
         self.shown.draw();
     }
 
@@ -127,20 +134,21 @@ impl HostView {
         self.shown.draw();
     }
 
-    fn name(&self) -> Option<&str> {
-        Some(self.shown.names[self.host].as_str()).filter(|_| self.shown.names.len() > 1)
-    }
-
     fn on(&self, text: &str) -> String {
-        self.name().map_or_else(|| text.to_owned(), |name| format!("{text} on {name}"))
-    }
-
-    fn before(&self, text: &str) -> String {
-        self.name().map_or_else(|| text.to_owned(), |name| format!("{name}: {text}"))
+        self.shown.on(self.host, text)
     }
 }
 
 impl Shown {
+    /// Where there are several hosts, their names stand in a column of their own.
+    fn on(&self, host: usize, text: &str) -> String {
+        let width = self.names.iter().map(|name| name.chars().count()).max().unwrap_or_default();
+        match self.names.len() {
+            1 => text.to_owned(),
+            _ => format!("{:<width$}  {text}", self.names[host]),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Vec<Option<Now>>> {
         self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -151,11 +159,13 @@ impl Shown {
         }
         // With the lock held: an older drawing must not come after a newer one.
         let now = self.lock();
-        let lines = now.iter().zip(&self.names).filter_map(|(now, name)| {
-            let Now { verb, text, since } = now.as_ref()?;
-            let host = if self.names.len() > 1 { format!("{name}: ") } else { String::new() };
-            let time = since.map_or_else(String::new, |since| format!(" ({})", elapsed(since.elapsed())));
-            Some((*verb, format!("{host}{text}{time}")))
+        let lines = now.iter().enumerate().flat_map(|(host, now)| {
+            let line = now.as_ref().map(|Now { verb, text, since, .. }| {
+                let time = since.map_or_else(String::new, |since| format!(" ({})", elapsed(since.elapsed())));
+                (*verb, format!("{}{time}", self.on(host, text)))
+            });
+            let more = now.as_ref().and_then(|now| Some(("", self.on(host, now.more.as_ref()?))));
+            line.into_iter().chain(more)
         });
         self.progress.show_below(&lines.collect::<Vec<_>>());
     }
