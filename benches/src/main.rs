@@ -10,6 +10,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 mod cold;
+mod deploys;
 mod inference;
 mod load;
 mod peers;
@@ -69,6 +70,11 @@ enum Bench {
         #[command(flatten)]
         setup: push::Setup,
     },
+    /// Deployments under load, a neighbour of a large model, and kills.
+    Deploys {
+        #[command(flatten)]
+        setup: deploys::Setup,
+    },
     /// Memory of an idle host, of an idle function and of a graph.
     Memory {
         #[command(flatten)]
@@ -101,6 +107,7 @@ fn main() -> anyhow::Result<()> {
         }
         Bench::Peers { with, setup } => peers::run(&with, &setup, &runtime(1)?),
         Bench::Push { setup } => push::run(&setup, &runtime(1)?),
+        Bench::Deploys { setup } => deploys::run(&setup, &runtime(1)?),
         Bench::Memory { with } => runtime(1)?.block_on(memory(&with)),
         Bench::Cold { onnxruntime, openvino, minilm } => cold::run(onnxruntime, openvino, minilm),
     }

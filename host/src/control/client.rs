@@ -632,3 +632,48 @@ fn reason(error: &reqwest::Error) -> String {
     let kind = if error.is_timeout() { "it took too long" } else { "the request failed" };
     printable(&reason.unwrap_or_else(|| kind.to_owned()), SHOWN_CHARS)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_strictly() {
+        let check = |text: &str, expected: Option<&str>| {
+            let shown = text.parse::<To>().ok().map(|to| to.to_string());
+            assert_eq!(shown.as_deref(), expected, "{text}");
+        };
+        check("https://host:3002", Some("https://host:3002"));
+        check("http://[::1]:3002/", Some("http://[::1]:3002"));
+        check("unix:/run/tenon.sock", Some("unix:/run/tenon.sock"));
+        check("unix:///run/tenon.sock", Some("unix:/run/tenon.sock"));
+        for wrong in [
+            "",
+            "host:3002",
+            "host",
+            "/run/tenon.sock",
+            "unix:tenon.sock",
+            "ftp://host",
+            "https://user:word@host",
+            "https://host/v1",
+            "https://host?x",
+            "https://",
+        ] {
+            check(wrong, None);
+        }
+    }
+
+    #[test]
+    fn only_what_leaves_the_machine_without_tls_is_overheard() {
+        let check = |text: &str, expected: bool| {
+            assert_eq!(text.parse::<To>().unwrap().is_overheard(), expected, "{text}");
+        };
+        check("http://host:3002", true);
+        check("http://10.0.0.1:3002", true);
+        check("https://host:3002", false);
+        check("http://127.0.0.1:3002", false);
+        check("http://[::1]:3002", false);
+        check("http://localhost:3002", false);
+        check("unix:/s", false);
+    }
+}

@@ -147,8 +147,9 @@ impl Window {
     fn add(&mut self, candidate: &Tally, shadow: Option<&ShadowCounts>) {
         self.counts.add(candidate);
         for output in candidate.outputs.values() {
-            self.answers += output.finite + output.non_finite;
-            self.non_finite += output.non_finite;
+            let answers = output.finite.saturating_add(output.non_finite);
+            self.answers = self.answers.saturating_add(answers);
+            self.non_finite = self.non_finite.saturating_add(output.non_finite);
         }
         self.tally.latency.add(&candidate.latency);
         self.tally.memory.add(&candidate.memory);

@@ -4,7 +4,7 @@
 //! together and of earlier blocks. So nothing but chance says which of the calls went to the candidate where it is as
 //! good as the stable revision, however the traffic itself goes up and down.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
@@ -47,20 +47,24 @@ pub(super) struct Counts {
 
 impl Counts {
     pub(super) fn add(&mut self, tally: &Tally) {
-        self.requests += tally.requests;
-        self.success += tally.success;
-        self.errors += tally.errors;
-        self.traps += tally.traps;
-        self.limit_kills += tally.limit_kills;
+        let sums = [
+            (&mut self.requests, tally.requests),
+            (&mut self.success, tally.success),
+            (&mut self.errors, tally.errors),
+            (&mut self.traps, tally.traps),
+            (&mut self.limit_kills, tally.limit_kills),
+        ];
+        sums.into_iter().for_each(|(sum, count)| *sum = sum.saturating_add(count));
     }
 
     fn bad(&self, metric: Metric) -> u64 {
-        match metric {
+        let bad = match metric {
             Metric::SuccessRate => self.requests.saturating_sub(self.success),
-            Metric::ErrorRate => self.errors + self.traps + self.limit_kills,
+            Metric::ErrorRate => self.errors.saturating_add(self.traps).saturating_add(self.limit_kills),
             Metric::TrapRate => self.traps,
             _ => self.limit_kills,
-        }
+        };
+        bad.min(self.requests)
     }
 
     /// The rate of a metric, where there are calls.
@@ -99,7 +103,7 @@ impl Known {
     pub(super) fn add(&mut self, stable: &Histogram, candidate: &Histogram) {
         self.stable.add(stable);
         self.candidate.add(candidate);
-        if self.stable.total() + self.candidate.total() > KNOWN {
+        if self.stable.total().saturating_add(self.candidate.total()) > KNOWN {
             self.stable.halve();
             self.candidate.halve();
         }
@@ -122,54 +126,37 @@ pub(super) fn of_sizes(
         _ => (&MEMORIES, &WORSE_TAIL),
     };
     let shifted = |bucket: i16| bucket.saturating_add(shift);
-    let both = both(stable, candidate, shifted);
-    let mut earlier = self::both(&known.stable, &known.candidate, shifted);
-    both.iter().for_each(|(bucket, count)| *earlier.entry(*bucket).or_default() += count);
+    let stable = stable.moved(shifted);
+    let mut all = known.stable.moved(shifted);
+    [&known.candidate, &stable, candidate].into_iter().for_each(|histogram| all.add(histogram));
     let ratios = worse(1.0, factors);
     let finding = |(name, quantile): &(&str, f64)| {
-        let threshold = threshold(&earlier, *quantile);
-        Finding::of((*name).to_owned(), exceeding(stable, candidate, shifted, threshold), &ratios)
+        let table = above(&stable, candidate, threshold(&all, *quantile));
+        Finding::of((*name).to_owned(), table, &ratios)
     };
     cuts.iter().map(finding).collect()
 }
 
-/// The counts of both arms together, with the stable revision's where `shifted` puts them.
-fn both(stable: &Histogram, candidate: &Histogram, shifted: impl Fn(i16) -> i16) -> BTreeMap<i16, u64> {
-    let mut both: BTreeMap<i16, u64> = candidate.iter().collect();
-    for (bucket, count) in stable.iter() {
-        *both.entry(shifted(bucket)).or_default() += count;
-    }
-    both
-}
-
 /// The lowest bucket that counts as above a quantile: that of the quantile itself, unless nothing lies below it.
-fn threshold(both: &BTreeMap<i16, u64>, quantile: f64) -> i16 {
-    let total: u64 = both.values().sum();
-    let rank = quantile * total as f64;
-    let mut below = 0;
-    for (bucket, count) in both {
-        if (below + count) as f64 > rank {
-            return if below == 0 { bucket.saturating_add(1) } else { *bucket };
+fn threshold(all: &Histogram, quantile: f64) -> i16 {
+    let rank = quantile * all.total() as f64;
+    let mut below = 0u64;
+    for (bucket, count) in all.iter() {
+        let with_this = below.saturating_add(count);
+        if with_this as f64 > rank {
+            return if below == 0 { bucket.saturating_add(1) } else { bucket };
         }
-        below += count;
+        below = with_this;
     }
     i16::MAX
 }
 
-fn exceeding(
-    stable: &Histogram,
-    candidate: &Histogram,
-    shifted: impl Fn(i16) -> i16,
-    threshold: i16,
-) -> Table {
-    let above = |histogram: &Histogram, place: &dyn Fn(i16) -> i16| {
-        histogram.iter().filter(|(bucket, _)| place(*bucket) >= threshold).map(|(_, count)| count).sum()
-    };
+fn above(stable: &Histogram, candidate: &Histogram, threshold: i16) -> Table {
     Table {
         candidate: candidate.total(),
-        candidate_bad: above(candidate, &|bucket| bucket),
+        candidate_bad: candidate.from(threshold),
         stable: stable.total(),
-        stable_bad: above(stable, &shifted),
+        stable_bad: stable.from(threshold),
     }
 }
 
@@ -181,9 +168,9 @@ pub(super) fn of_non_finite(stable: &Tally, candidate: &Tally, tolerance: f64) -
         let stable = stable.outputs.get(output).unwrap_or(&nothing);
         let candidate = candidate.outputs.get(output).unwrap_or(&nothing);
         let table = Table {
-            candidate: candidate.finite + candidate.non_finite,
+            candidate: candidate.finite.saturating_add(candidate.non_finite),
             candidate_bad: candidate.non_finite,
-            stable: stable.finite + stable.non_finite,
+            stable: stable.finite.saturating_add(stable.non_finite),
             stable_bad: stable.non_finite,
         };
         Finding::of(output.to_owned(), table, &ratios)
@@ -278,19 +265,13 @@ fn of_values(output: &str, stable: &Histogram, candidate: &Histogram, tolerance:
     let mut findings = Vec::new();
     for (larger, direction) in [(true, 'u'), (false, 'd')] {
         // Seen from the other side, smaller is larger.
-        let seen = |histogram: &Histogram| {
-            let mut seen = Histogram::new();
-            histogram
-                .iter()
-                .for_each(|(bucket, count)| seen.add_to(if larger { bucket } else { -bucket }, count));
-            seen
-        };
-        let (stable, candidate) = (seen(stable), seen(candidate));
-        let shifted = |bucket: i16| if bucket == 0 { 0 } else { bucket.saturating_add(1) };
-        let both = both(&stable, &candidate, shifted);
+        let seen = |bucket: i16| if larger { bucket } else { -bucket };
+        let candidate = candidate.moved(seen);
+        let stable = stable.moved(seen).moved(|bucket| if bucket == 0 { 0 } else { bucket + 1 });
+        let mut all = stable.clone();
+        all.add(&candidate);
         for (name, quantile) in VALUES {
-            let threshold = threshold(&both, quantile);
-            let table = exceeding(&stable, &candidate, shifted, threshold);
+            let table = above(&stable, &candidate, threshold(&all, quantile));
             findings.push(Finding::of(format!("{direction}{name}:{output}"), table, &ratios));
         }
     }

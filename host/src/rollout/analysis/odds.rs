@@ -18,8 +18,8 @@ pub(super) struct Table {
 impl Table {
     /// Whether the table tells anything of the ratio of odds: both arms have calls, and not all calls are alike.
     pub(super) fn tells(&self) -> bool {
-        let bad = self.candidate_bad + self.stable_bad;
-        self.candidate > 0 && self.stable > 0 && bad > 0 && bad < self.candidate + self.stable
+        let bad = self.candidate_bad.saturating_add(self.stable_bad);
+        self.candidate > 0 && self.stable > 0 && bad > 0 && bad < self.candidate.saturating_add(self.stable)
     }
 
     /// For each pair of a tolerated ratio of odds and another, the logarithm of how many times likelier this table is
@@ -29,7 +29,7 @@ impl Table {
         if !self.tells() {
             return vec![0.0; ratios.len()];
         }
-        let scale = (LARGEST / (self.candidate + self.stable) as f64).min(1.0);
+        let scale = (LARGEST / (self.candidate as f64 + self.stable as f64)).min(1.0);
         let scaled = |count: u64| if scale < 1.0 { (count as f64 * scale).floor() } else { count as f64 };
         let margins = Margins {
             candidate: scaled(self.candidate),

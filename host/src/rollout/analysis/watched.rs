@@ -58,7 +58,7 @@ const LARGEST: f64 = 1e300;
 
 /// The evidence at which a step is not yet enough: where chance is still the likelier reason, but not by far.
 pub(super) fn doubt(needed: f64) -> f64 {
-    needed.sqrt()
+    needed.sqrt().sqrt()
 }
 
 const COUNTED: [Metric; 4] =
@@ -100,7 +100,7 @@ impl Watched {
     }
 
     fn close_blocks(&mut self, settings: &AnalysisSettings, step: u32, block: u64, large_block: u64) {
-        if self.counts.iter().map(|counts| counts.requests).sum::<u64>() >= block {
+        if self.counts[0].requests.saturating_add(self.counts[1].requests) >= block {
             let [stable, candidate] = std::mem::take(&mut self.counts);
             for metric in COUNTED {
                 let tolerance = settings.metric(metric).tolerance_of(metric);
@@ -108,11 +108,11 @@ impl Watched {
                 self.add(settings, metric, &findings, step, false);
             }
         }
-        if self.shadow.compared + self.shadow.replayed >= block {
+        if self.shadow.compared.saturating_add(self.shadow.replayed) >= block {
             let shadow = std::mem::take(&mut self.shadow);
             self.close_shadow(settings, step, &shadow);
         }
-        if self.answers.iter().map(|tally| tally.requests).sum::<u64>() >= large_block {
+        if self.answers[0].requests.saturating_add(self.answers[1].requests) >= large_block {
             let [stable, candidate] = std::mem::take(&mut self.answers);
             self.close_answers(settings, step, &stable, &candidate);
         }

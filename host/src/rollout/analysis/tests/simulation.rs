@@ -3,7 +3,6 @@
 //! Also a part of `benches`, which simulates more of them; what it uses, its parent names.
 
 use std::collections::BTreeMap;
-use std::sync::LazyLock;
 
 use super::{
     Analysis, AnalysisSettings, Arms, Distribution, Histogram, Judgement, ShadowCounts, Tally, bucket,
@@ -58,8 +57,8 @@ impl Default for Behaviour {
 /// What both revisions have in common at one moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Weather {
-    /// What every call takes is multiplied by this.
-    pub slower: f64,
+    /// The buckets that every call is slower by.
+    pub slower: u16,
     /// The probability that a call fails, whoever answers it.
     pub failing: f64,
 }
@@ -67,7 +66,7 @@ pub struct Weather {
 /// How calls come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Traffic {
-    /// Some 400 between two looks.
+    /// About as many between any two looks.
     Even,
     /// From none to thousands between two looks, in fair weather and foul.
     Bursty,
@@ -105,43 +104,66 @@ pub enum End {
     Unfinished,
 }
 
-/// One rollout of the kind with the given seed.
-pub fn rollout(kind: &Kind, steps: &[(f64, u64)], settings: &AnalysisSettings, seed: u64) -> End {
-    let function = "f".to_owned();
-    let mut analysis = Analysis::new(settings, std::slice::from_ref(&function));
-    let mut calls = Calls::new(kind, seed);
-    if kind.shadowed {
-        while analysis.judged_by_shadow(1000) == Judgement::Going && calls.drawn < MOST_CALLS {
-            analysis.look(&BTreeMap::from([(function.clone(), calls.shadowed())]));
-        }
-        if let Some(end) = calls.end(&analysis.judged_by_shadow(1000)) {
-            return end;
-        }
-        analysis.next_step();
+/// A kind of candidate in the form in which its rollouts are simulated quickly.
+pub struct Simulated<'a> {
+    kind: &'a Kind,
+    stable: Drawn,
+    candidate: Drawn,
+}
+
+impl<'a> Simulated<'a> {
+    pub fn new(kind: &'a Kind) -> Simulated<'a> {
+        Simulated { kind, stable: Drawn::new(&kind.stable), candidate: Drawn::new(&kind.candidate) }
     }
-    for (weight, min_samples) in steps {
-        while analysis.judged_at(*min_samples) == Judgement::Going {
-            if calls.drawn > MOST_CALLS || kind.traffic == Traffic::AlmostNone && calls.drawn > 400 {
-                return End::Unfinished;
+
+    /// One rollout, by its number, with so many calls between two looks where traffic is even.
+    pub fn rollout(
+        &self,
+        steps: &[(f64, u64)],
+        settings: &AnalysisSettings,
+        between_looks: u64,
+        number: u64,
+    ) -> End {
+        let traffic = self.kind.traffic;
+        let function = "f".to_owned();
+        let mut analysis = Analysis::new(settings, std::slice::from_ref(&function));
+        let mut calls = Calls::new(self, number);
+        if self.kind.shadowed {
+            while analysis.judged_by_shadow(1000) == Judgement::Going && calls.drawn < MOST_CALLS {
+                analysis.look(&BTreeMap::from([(function.clone(), calls.shadowed())]));
             }
-            let varied = if kind.traffic == Traffic::ChangingWeights {
-                // As when a person promotes, and goes back.
-                analysis.next_step();
-                [2.0, 10.0, 50.0, *weight][(calls.chance.next() % 4) as usize]
-            } else {
-                *weight
-            };
-            analysis.look(&BTreeMap::from([(function.clone(), calls.between_looks(varied / 100.0))]));
-            if kind.traffic == Traffic::ChangingWeights && calls.drawn > 40_000 {
-                return calls.end(&analysis.judged_at(1)).unwrap_or(End::Promoted);
+            if let Some(end) = calls.end(&analysis.judged_by_shadow(1000)) {
+                return end;
             }
+            analysis.next_step();
         }
-        if let Some(end) = calls.end(&analysis.judged_at(*min_samples)) {
-            return end;
+        for (weight, min_samples) in steps {
+            while analysis.judged_at(*min_samples) == Judgement::Going {
+                if calls.drawn > MOST_CALLS || traffic == Traffic::AlmostNone && calls.drawn > 400 {
+                    return End::Unfinished;
+                }
+                let varied = if traffic == Traffic::ChangingWeights {
+                    // As when a person promotes, and goes back.
+                    analysis.next_step();
+                    [2.0, 10.0, 50.0, *weight][(calls.chance.next() % 4) as usize]
+                } else {
+                    *weight
+                };
+                analysis.look(&BTreeMap::from([(
+                    function.clone(),
+                    calls.between_looks(between_looks, varied / 100.0),
+                )]));
+                if traffic == Traffic::ChangingWeights && calls.drawn > 20_000 {
+                    return calls.end(&analysis.judged_at(1)).unwrap_or(End::Promoted);
+                }
+            }
+            if let Some(end) = calls.end(&analysis.judged_at(*min_samples)) {
+                return end;
+            }
+            analysis.next_step();
         }
-        analysis.next_step();
+        End::Promoted
     }
-    End::Promoted
 }
 
 /// A rollout that is not over then never will be.
@@ -149,9 +171,7 @@ const MOST_CALLS: u64 = 400_000;
 
 /// Calls as they come.
 struct Calls<'a> {
-    kind: &'a Kind,
-    stable: Drawn,
-    candidate: Drawn,
+    of: &'a Simulated<'a>,
     chance: Chance,
     weather: Weather,
     /// All calls so far, and those of the candidate.
@@ -160,20 +180,18 @@ struct Calls<'a> {
 }
 
 impl<'a> Calls<'a> {
-    fn new(kind: &'a Kind, seed: u64) -> Calls<'a> {
+    fn new(of: &'a Simulated<'a>, seed: u64) -> Calls<'a> {
         Calls {
-            kind,
-            stable: Drawn::new(&kind.stable),
-            candidate: Drawn::new(&kind.candidate),
+            of,
             chance: Chance(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d_4c95_7f2d),
-            weather: Weather { slower: 1.0, failing: 0.0 },
+            weather: Weather { slower: 0, failing: 0.0 },
             drawn: 0,
             of_candidate: 0,
         }
     }
 
     fn end(&self, judgement: &Judgement) -> Option<End> {
-        let calls = self.of_candidate.saturating_sub(self.kind.from);
+        let calls = self.of_candidate.saturating_sub(self.of.kind.from);
         match judgement {
             Judgement::Failed { reason } => Some(End::RolledBack { calls, reason: reason.clone() }),
             Judgement::Inconclusive { .. } => Some(End::Paused),
@@ -181,11 +199,12 @@ impl<'a> Calls<'a> {
         }
     }
 
-    fn between_looks(&mut self, weight: f64) -> Arms {
-        let (mut stable, mut candidate) = (Counted::default(), Counted::default());
-        let bursty = matches!(self.kind.traffic, Traffic::Bursty | Traffic::ChangingWeights);
-        let calls = match self.kind.traffic {
-            Traffic::Even => 200 + self.chance.next() % 401,
+    fn between_looks(&mut self, even: u64, weight: f64) -> Arms {
+        let Simulated { kind, stable: stable_draws, candidate: candidate_draws } = self.of;
+        let (mut stable, mut candidate) = (Counted::new(), Counted::new());
+        let bursty = matches!(kind.traffic, Traffic::Bursty | Traffic::ChangingWeights);
+        let calls = match kind.traffic {
+            Traffic::Even => even / 2 + self.chance.next() % even,
             Traffic::AlmostNone => self.chance.next() % 7,
             _ => [0, 30, 300, 3000][(self.chance.next() % 4) as usize],
         };
@@ -193,17 +212,17 @@ impl<'a> Calls<'a> {
             if bursty && self.chance.share() < 0.01 {
                 let foul = self.chance.share() < 0.3;
                 self.weather = Weather {
-                    slower: if foul { 1.0 + 9.0 * self.chance.share() } else { 1.0 },
+                    slower: if foul { (self.chance.next() % 50) as u16 } else { 0 },
                     failing: if foul { 0.5 * self.chance.share() } else { 0.0 },
                 };
             }
             self.drawn += 1;
             if self.chance.share() < weight {
                 self.of_candidate += 1;
-                let behaves = if self.of_candidate > self.kind.from { &self.candidate } else { &self.stable };
-                behaves.call(&mut self.chance, &self.weather, &mut candidate);
+                let behaves = if self.of_candidate > kind.from { candidate_draws } else { stable_draws };
+                behaves.call(&mut self.chance, self.weather, &mut candidate);
             } else {
-                self.stable.call(&mut self.chance, &self.weather, &mut stable);
+                stable_draws.call(&mut self.chance, self.weather, &mut stable);
             }
         }
         Arms { stable: stable.tally(), candidate: candidate.tally(), shadow: None }
@@ -215,32 +234,30 @@ impl<'a> Calls<'a> {
             self.drawn += 1;
             self.of_candidate += 1;
             counts.compared += 1;
-            counts.mismatched += u64::from(self.chance.share() < self.kind.candidate.mismatched);
+            counts.mismatched += u64::from(self.chance.share() < self.of.kind.candidate.mismatched);
             if self.chance.share() < 0.5 {
                 counts.replayed += 1;
-                counts.noisy += u64::from(self.chance.share() < self.kind.stable.mismatched);
+                counts.noisy += u64::from(self.chance.share() < self.of.kind.stable.mismatched);
             }
         }
         Arms { shadow: Some(counts), ..Arms::default() }
     }
 }
 
-/// A behaviour in the form in which calls are drawn quickly.
+/// A behaviour in the form in which calls are drawn quickly: tables, of which each entry is as likely as another.
 struct Drawn {
-    /// Each the sum of itself and those before it.
+    /// Traps, limit kills, errors, raised: each the sum of itself and those before it.
     ends: [f64; 4],
-    median_bucket: f64,
-    spread_buckets: f64,
-    /// The slowest of [`normal`] that are in the tail, and the buckets that they are slower by.
-    tail_from: u64,
-    tail_buckets: f64,
+    latency: Vec<u16>,
     memory: i16,
     non_finite: f64,
-    classes: Vec<f64>,
-    scale: f64,
-    offset: f64,
+    classes: Vec<u16>,
+    /// From [`LEAST_VALUE`].
+    values: Vec<u16>,
 }
 
+const TABLE: usize = 1 << 14;
+const LEAST_VALUE: i16 = -1100;
 const BUCKETS: f64 = 16.0;
 
 impl Drawn {
@@ -251,92 +268,123 @@ impl Drawn {
                 end += share;
                 end
             });
+        let normals = normals();
+        let tail_from = (1.0 - behaviour.tail) * TABLE as f64;
+        let latency = normals.iter().enumerate().map(|(place, normal)| {
+            let slow = if place as f64 >= tail_from { behaviour.tail_factor.log2() } else { 0.0 };
+            let doublings =
+                (behaviour.median_ms * 1e6).log2() - 10.0 + behaviour.spread * normal / 2f64.ln() + slow;
+            (doublings * BUCKETS) as u16
+        });
         let total: f64 = behaviour.classes.iter().sum();
-        let mut end = 0.0;
-        let classes = behaviour.classes.iter().map(|share| {
-            end += share / total;
-            end
+        let (mut class, mut end) = (0, behaviour.classes[0] / total);
+        let classes = (0..TABLE).map(|place| {
+            while (place as f64 + 0.5) / TABLE as f64 > end && class + 1 < behaviour.classes.len() {
+                class += 1;
+                end += behaviour.classes[class] / total;
+            }
+            class as u16
+        });
+        let values = normals.iter().map(|normal| {
+            let value = (10.0 + 3.0 * normal) * behaviour.scale + behaviour.offset;
+            (signed_bucket(value) - LEAST_VALUE) as u16
         });
         Drawn {
             ends,
-            median_bucket: ((behaviour.median_ms * 1e6).log2() - 10.0) * BUCKETS,
-            spread_buckets: behaviour.spread * std::f64::consts::LOG2_E * BUCKETS,
-            tail_from: ((1.0 - behaviour.tail) * NORMALS as f64) as u64,
-            tail_buckets: behaviour.tail_factor.log2() * BUCKETS,
+            latency: latency.collect(),
             memory: bucket((behaviour.memory_mib * f64::from(1 << 20)) as u64),
             non_finite: behaviour.non_finite,
             classes: classes.collect(),
-            scale: behaviour.scale,
-            offset: behaviour.offset,
+            values: values.collect(),
         }
     }
 
-    fn call(&self, chance: &mut Chance, weather: &Weather, counted: &mut Counted) {
+    fn call(&self, chance: &mut Chance, weather: Weather, counted: &mut Counted) {
         counted.requests += 1;
-        if counted.memory.is_empty() {
-            counted.memory = vec![0; 512];
-            counted.latency = vec![0; 512];
-            counted.values = BTreeMap::new();
-            counted.classes = vec![0; self.classes.len()];
-        }
         let share = chance.share();
         if share < self.ends[3] + weather.failing {
             let place = self.ends.iter().position(|end| share < *end).unwrap_or(2);
             counted.ended[place] += 1;
             return;
         }
-        let quantile = chance.next() % NORMALS as u64;
-        let slow = if quantile >= self.tail_from { self.tail_buckets } else { 0.0 };
-        let latency = self.median_bucket
-            + self.spread_buckets * NORMAL[quantile as usize]
-            + slow
-            + if weather.slower > 1.0 { weather.slower.log2() * BUCKETS } else { 0.0 };
-        counted.latency[latency.clamp(0.0, 511.0) as usize] += 1;
-        counted.memory[self.memory as usize] += 1;
+        let places = chance.next();
+        let place = |part: u32| (places >> (16 * part)) as usize % TABLE;
+        counted.latency[usize::from(self.latency[place(0)] + weather.slower)] += 1;
+        counted.memory = self.memory;
         if self.non_finite > 0.0 && chance.share() < self.non_finite {
             counted.non_finite += 1;
             return;
         }
-        let class = chance.share();
-        counted.classes[self.classes.iter().position(|end| class < *end).unwrap_or(0)] += 1;
-        let value = 10.0 + 3.0 * NORMAL[(chance.next() % NORMALS as u64) as usize];
-        *counted.values.entry(signed_bucket(value * self.scale + self.offset)).or_default() += 1;
+        counted.classes[usize::from(self.classes[place(1)])] += 1;
+        counted.values[usize::from(self.values[place(2)])] += 1;
     }
 }
 
+/// The quantiles of the normal distribution.
+fn normals() -> Vec<f64> {
+    // Integrated from the middle, where it is 0, in steps much smaller than those of the table.
+    let mut z = 0.0f64;
+    let density = |z: f64| (-z * z / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt();
+    let step = 0.5 / (TABLE as f64 / 2.0) / 32.0;
+    let upper = (0..TABLE / 2).map(|_| {
+        let mut middle = z;
+        for part in 0..32 {
+            let half = step / 2.0 / density(z);
+            z += step / density(z + half);
+            middle = if part == 15 { z } else { middle };
+        }
+        middle
+    });
+    let upper: Vec<f64> = upper.collect();
+    upper.iter().rev().map(|z| -z).chain(upper.iter().copied()).collect()
+}
+
 /// What was counted of one arm between two looks.
-#[derive(Default)]
 struct Counted {
     requests: u64,
     /// Traps, limit kills, errors, raised.
     ended: [u64; 4],
-    latency: Vec<u64>,
-    memory: Vec<u64>,
+    latency: [u64; 512],
+    memory: i16,
     non_finite: u64,
-    classes: Vec<u64>,
-    values: BTreeMap<i16, u64>,
+    classes: [u64; 256],
+    values: [u64; 2200],
 }
 
 impl Counted {
+    fn new() -> Counted {
+        Counted {
+            requests: 0,
+            ended: [0; 4],
+            latency: [0; 512],
+            memory: 0,
+            non_finite: 0,
+            classes: [0; 256],
+            values: [0; 2200],
+        }
+    }
+
     fn tally(self) -> Tally {
-        let histogram = |counts: &[u64]| {
+        let histogram = |counts: &[u64], first: i16| {
             let mut histogram = Histogram::new();
-            (0..).zip(counts).for_each(|(bucket, count)| histogram.add_to(bucket, *count));
+            for (place, count) in counts.iter().enumerate() {
+                if *count > 0 {
+                    histogram.add_to(first + place as i16, *count);
+                }
+            }
             histogram
         };
         let [traps, limit_kills, errors, raised] = self.ended;
         let success = self.requests - self.ended.iter().sum::<u64>();
-        let mut distribution = Distribution {
+        let classes = (0..).zip(self.classes).filter(|(_, count)| *count > 0);
+        let distribution = Distribution {
             finite: success - self.non_finite,
             non_finite: self.non_finite,
-            ..Distribution::default()
+            classes: classes.collect(),
+            values: histogram(&self.values, LEAST_VALUE),
         };
-        distribution.classes = (0..)
-            .zip(&self.classes)
-            .filter(|(_, count)| **count > 0)
-            .map(|(class, count)| (class, *count))
-            .collect();
-        self.values.iter().for_each(|(bucket, count)| distribution.values.add_to(*bucket, *count));
+        let mut memory = Histogram::new();
+        memory.add_to(self.memory, success);
         Tally {
             requests: self.requests,
             success,
@@ -344,8 +392,8 @@ impl Counted {
             errors,
             traps,
             limit_kills,
-            latency: histogram(&self.latency),
-            memory: histogram(&self.memory),
+            latency: histogram(&self.latency, 0),
+            memory,
             memory_peak_bytes: 0,
             outputs: BTreeMap::from([("scores".to_owned(), distribution)]),
         }
@@ -368,24 +416,3 @@ impl Chance {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 }
-
-const NORMALS: usize = 1 << 16;
-
-/// The quantiles of the normal distribution, so that drawing one is a look into a table.
-static NORMAL: LazyLock<Vec<f64>> = LazyLock::new(|| {
-    // Integrated from the middle, where the quantile is 0, in steps much smaller than those of the table.
-    let mut upper = vec![0.0; NORMALS / 2];
-    let (mut z, mut below) = (0.0f64, 0.5f64);
-    for (place, quantile) in upper.iter_mut().enumerate() {
-        let wanted = 0.5 + (place as f64 + 0.5) / NORMALS as f64;
-        for _ in 0..8 {
-            let step = (wanted - below) / 8.0_f64.max(1.0);
-            let density = |z: f64| (-z * z / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt();
-            let first = step / density(z);
-            z += step / density(z + first / 2.0);
-            below += step;
-        }
-        *quantile = z;
-    }
-    upper.iter().rev().map(|z| -z).chain(upper.iter().copied()).collect()
-});
