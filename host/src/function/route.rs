@@ -82,21 +82,13 @@ impl Routes {
 }
 
 impl Route {
-    /// Whether both lead the same paths, whatever they call the parts that differ.
-    pub fn is_same_path(&self, other: &Route) -> bool {
-        let (mut own, mut others) = (self.segments(), other.segments());
-        loop {
-            match (own.next(), others.next()) {
-                (None, None) => return true,
-                (Some(one), Some(other))
-                    if one == other || one.starts_with(':') && other.starts_with(':') => {}
-                _ => return false,
-            }
-        }
-    }
-
-    fn segments(&self) -> impl Iterator<Item = &str> {
-        self.pattern.split('/').filter(|segment| !segment.is_empty())
+    /// The same for all routes that lead the same paths, whatever they call the parts that differ.
+    pub fn shape(&self) -> String {
+        let segments = self.pattern.split('/').filter(|segment| !segment.is_empty());
+        segments.fold(String::new(), |shape, segment| {
+            let segment = if segment.starts_with(':') { ":" } else { segment };
+            format!("{shape}/{segment}")
+        })
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is served at one moment: which app a path or a name leads to, and which of its revisions.
 
-use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -38,20 +39,22 @@ impl Snapshot {
     /// Where two apps have the same route or name.
     pub fn of(apps: BTreeMap<String, Arc<Traffic>>) -> Result<Snapshot, Conflict> {
         let mut routes: Vec<Route> = Vec::new();
+        let mut shapes: HashMap<String, usize> = HashMap::new();
         let mut owners: Vec<Arc<Traffic>> = Vec::new();
         let mut models: BTreeMap<String, Arc<Traffic>> = BTreeMap::new();
         for (app, traffic) in &apps {
             let called =
                 || std::iter::once(&traffic.stable).chain(traffic.candidate.iter().map(|it| &it.release));
             for route in called().flat_map(|release| release.routes.iter()) {
-                match routes.iter().position(|other| other.is_same_path(route)) {
-                    None => {
+                match shapes.entry(route.shape()) {
+                    Entry::Vacant(vacant) => {
+                        vacant.insert(routes.len());
                         routes.push(route.clone());
                         owners.push(Arc::clone(traffic));
                     }
-                    Some(index) if Arc::ptr_eq(&owners[index], traffic) => {}
-                    Some(index) => {
-                        let other = owners[index].stable.app.name.clone();
+                    Entry::Occupied(taken) if Arc::ptr_eq(&owners[*taken.get()], traffic) => {}
+                    Entry::Occupied(taken) => {
+                        let other = owners[*taken.get()].stable.app.name.clone();
                         return Err(Conflict::Route {
                             route: route.pattern.clone(),
                             app: app.clone(),

@@ -23,6 +23,9 @@ const TICK: Duration = Duration::from_millis(100);
 /// How often the graphs are used that are to stay in memory though nobody calls them.
 const WARM: Duration = Duration::from_secs(5);
 
+/// How long what failed waits before it is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+
 /// How often evidence is kept that no change follows from.
 const KEEP: Duration = Duration::from_secs(5);
 
@@ -32,11 +35,29 @@ impl Controller {
         loop {
             tokio::time::sleep(TICK).await;
             for slot in self.slots() {
-                // Whoever has it is deciding right now.
-                let Ok(mut state) = slot.state.try_lock() else { continue };
-                if let Err(error) = self.tick(&slot, &mut state).await {
-                    tracing::warn!(app = slot.name, %error, "a rollout could not go on; it is tried again");
+                // In a task of its own: what goes wrong with one app keeps no other from going on.
+                let controller = Arc::clone(&self);
+                let app = slot.name.clone();
+                let ticked = tokio::spawn(async move { controller.tick_in(&slot).await }).await;
+                if ticked.is_err() {
+                    tracing::error!(app, "a rollout failed inside; it is tried again");
                 }
+            }
+        }
+    }
+
+    async fn tick_in(&self, slot: &Slot) {
+        // Whoever has it is deciding right now.
+        let Ok(mut state) = slot.state.try_lock() else { return };
+        if state.retry.is_some_and(|retry| Instant::now() < retry) {
+            return;
+        }
+        // Taken back if all goes well, so that what does not is not tried ten times a second.
+        state.retry = Some(Instant::now() + RETRY);
+        match self.tick(slot, &mut state).await {
+            Ok(()) => state.retry = None,
+            Err(error) => {
+                tracing::warn!(app = slot.name, %error, "a rollout could not go on; it is tried again")
             }
         }
     }

@@ -319,6 +319,8 @@ pub(super) async fn warm(release: &Release) -> Result<(), ControlError> {
 /// Runs the golden samples of a release's functions.
 async fn try_out(release: &Arc<Release>, app: &App, reporter: &Reporter) -> Result<(), ControlError> {
     const SHOWN: usize = 20;
+    const SAMPLES: Duration = Duration::from_secs(300);
+    let started = Instant::now();
     let (mut failed, mut passed) = (Vec::new(), 0_usize);
     for component in &app.manifest.components {
         let Some(named) = app.files.samples.get(&component.id).cloned() else { continue };
@@ -331,6 +333,12 @@ async fn try_out(release: &Arc<Release>, app: &App, reporter: &Reporter) -> Resu
             goldens.collect::<Vec<_>>()
         });
         for (name, golden) in read.await? {
+            if started.elapsed() > SAMPLES {
+                return Err(ControlError::failed_samples(format_args!(
+                    "its golden samples take longer than {} s; leave some out",
+                    SAMPLES.as_secs()
+                )));
+            }
             let what = format!("`{}`, sample `{}`", function.name, files::title(&name));
             let ran = match golden {
                 Ok(golden) => samples::run(&golden, function, &program, &release.routes).await,

@@ -45,6 +45,8 @@ pub(super) struct State {
     /// What was found of the last rollout's shadow.
     pub(super) shadowed: Vec<Report>,
     pub(super) looked: Option<Instant>,
+    /// When to try again what failed.
+    pub(super) retry: Option<Instant>,
     pub(super) warmed: Option<Instant>,
     /// When the record was kept last that the rollout's looks change.
     pub(super) kept: Option<Instant>,
