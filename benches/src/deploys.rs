@@ -87,7 +87,9 @@ async fn cycled(setup: &Setup) -> anyhow::Result<()> {
     let report = cycles::run(&host.control(), host.address(), &app, &image, &settings).await;
     let report = report.with_context(|| host.said())?;
     let found = &report.verdict;
-    println!("| cycles | calls | calls/s | failed or wrong | rightly found nothing | p50 us | p99 us | p99.9 us |");
+    println!(
+        "| cycles | calls | calls/s | failed or wrong | rightly found nothing | p50 us | p99 us | p99.9 us |"
+    );
     println!("|---|---|---|---|---|---|---|---|");
     println!(
         "| {} | {} | {:.0} | {} | {} | {:.0} | {:.0} | {:.0} |",
@@ -110,7 +112,10 @@ async fn cycled(setup: &Setup) -> anyhow::Result<()> {
     row("deployment: until it is ready", report.deployments.clone());
     let rollbacks = |of: fn(&cycles::Rollback) -> Duration| report.rollbacks.iter().map(of).collect();
     row("rollback: until it is acknowledged", rollbacks(|rollback| rollback.acknowledged));
-    row("rollback: last call begun that the bad revision answered", rollbacks(|rollback| rollback.last_begun));
+    row(
+        "rollback: last call begun that the bad revision answered",
+        rollbacks(|rollback| rollback.last_begun),
+    );
     row("rollback: last answer of the bad revision", rollbacks(|rollback| rollback.last_ended));
     println!();
     report.flawless()

@@ -16,6 +16,7 @@ mod load;
 mod peers;
 mod plain;
 mod push;
+mod rollouts;
 
 use load::{Request, Seen};
 
@@ -75,6 +76,11 @@ enum Bench {
         #[command(flatten)]
         setup: deploys::Setup,
     },
+    /// Good and bad candidates by the thousand, simulated: how many the default canary rolls back, and how soon.
+    Rollouts {
+        #[command(flatten)]
+        setup: rollouts::Setup,
+    },
     /// Memory of an idle host, of an idle function and of a graph.
     Memory {
         #[command(flatten)]
@@ -108,6 +114,7 @@ fn main() -> anyhow::Result<()> {
         Bench::Peers { with, setup } => peers::run(&with, &setup, &runtime(1)?),
         Bench::Push { setup } => push::run(&setup, &runtime(1)?),
         Bench::Deploys { setup } => deploys::run(&setup, &runtime(1)?),
+        Bench::Rollouts { setup } => rollouts::run(&setup),
         Bench::Memory { with } => runtime(1)?.block_on(memory(&with)),
         Bench::Cold { onnxruntime, openvino, minilm } => cold::run(onnxruntime, openvino, minilm),
     }

@@ -46,7 +46,7 @@ const SHOWN_CHARS: usize = 200;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum To {
     /// `http` or `https`, a host and a port.
-    Url(Url),
+    Url(Box<Url>),
     /// A socket of this machine.
     Socket(PathBuf),
 }
@@ -120,7 +120,7 @@ impl FromStr for To {
             && url.username().is_empty()
             && url.password().is_none();
         let is_http = matches!(url.scheme(), "http" | "https") && url.host().is_some();
-        (is_http && is_plain).then_some(To::Url(url)).ok_or_else(wrong)
+        (is_http && is_plain).then(|| To::Url(Box::new(url))).ok_or_else(wrong)
     }
 }
 
@@ -203,7 +203,7 @@ impl Client {
                 if is_local(url) {
                     builder = builder.no_proxy();
                 }
-                url.clone()
+                Url::clone(url)
             }
             To::Socket(path) => {
                 builder = builder.unix_socket(path.as_path());

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::telemetry::observations::{BUCKETS_PER_DOUBLING, Distribution, HASHED, Histogram, Tally};
+use crate::telemetry::observations::{BUCKETS_PER_DOUBLING, Distribution, EMPTY, HASHED, Histogram, Tally};
 
 use super::ShadowCounts;
 use super::evidence::{Evidence, Finding};
@@ -34,6 +34,10 @@ const VALUES: [(&str, f64); 5] = [("10", 0.1), ("25", 0.25), ("50", 0.5), ("75",
 const MOST_CLASSES: usize = 64;
 const LEAST_SHARE: f64 = 1e-3;
 const GROUPS: u16 = 16;
+
+/// The metrics that are counts of calls.
+pub(super) const COUNTED: [Metric; 4] =
+    [Metric::SuccessRate, Metric::ErrorRate, Metric::TrapRate, Metric::LimitKillRate];
 
 /// Counts of calls of one arm.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,8 +71,11 @@ impl Counts {
         bad.min(self.requests)
     }
 
-    /// The rate of a metric, where there are calls.
+    /// The rate of a metric, where there are calls and it is one of them.
     pub(super) fn rate(&self, metric: Metric) -> Option<f64> {
+        if !COUNTED.contains(&metric) {
+            return None;
+        }
         let bad = self.bad(metric) as f64 / self.requests as f64;
         (self.requests > 0).then_some(if metric == Metric::SuccessRate { 1.0 - bad } else { bad })
     }
@@ -154,9 +161,9 @@ fn threshold(all: &Histogram, quantile: f64) -> i16 {
 fn above(stable: &Histogram, candidate: &Histogram, threshold: i16) -> Table {
     Table {
         candidate: candidate.total(),
-        candidate_bad: candidate.from(threshold),
+        candidate_bad: candidate.at_least(threshold),
         stable: stable.total(),
-        stable_bad: stable.from(threshold),
+        stable_bad: stable.at_least(threshold),
     }
 }
 
@@ -306,24 +313,22 @@ pub(super) fn of_shadow_alone(part: &str, calls: u64, bad: u64, tolerated: f64) 
 pub(super) fn describe(part: &str, stable: f64, candidate: f64) -> String {
     let Some((kind, output)) = part.split_once(':') else { return part.to_owned() };
     let (kind, rest) = kind.split_at(1);
-    let what = match kind {
-        "u" | "d" => {
+    let (of_stable, of_candidate) = (percent(stable), percent(candidate));
+    let what = match (kind, rest.parse()) {
+        ("u" | "d", _) => {
             let direction = if kind == "u" { "above" } else { "below" };
             return format!(
-                "`{output}`: {} of the candidate's values are {direction} a value that {} of the stable revision's are, or \
-                 4 % from it",
-                percent(candidate),
-                percent(stable)
+                "{of_candidate} of the candidate's values of `{output}` lie {direction} a threshold, and {of_stable} of \
+                 the stable revision's"
             );
         }
-        "c" if rest.parse().is_ok_and(|class: u16| class < HASHED) => format!("is {rest}"),
-        "c" => "is one of the texts or large numbers of a group, or empty".to_owned(),
-        _ => "is one of the rarer classes of a group".to_owned(),
+        ("c", Ok(EMPTY)) => "has no elements".to_owned(),
+        ("c", Ok(class)) if class < HASHED => format!("is {class}"),
+        ("c", _) => "is one of a group of texts or large numbers".to_owned(),
+        _ => "is one of a group of rare classes".to_owned(),
     };
     format!(
-        "`{output}` {what} in {} of the candidate's answers and {} of the stable revision's",
-        percent(candidate),
-        percent(stable)
+        "`{output}` {what} in {of_candidate} of the candidate's answers and {of_stable} of the stable revision's"
     )
 }
 

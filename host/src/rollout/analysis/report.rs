@@ -24,7 +24,8 @@ impl Watched {
             _ if evidence >= needed => Phase::Failed,
             Some(phase) if phase != Phase::Successful => phase,
             _ if evidence >= doubt(needed) => Phase::Inconclusive,
-            _ if candidate.is_some() => Phase::Successful,
+            Some(_) => Phase::Successful,
+            _ if stable.is_some() && candidate.is_some() => Phase::Successful,
             _ => Phase::Running,
         };
         let (stable_samples, candidate_samples) = match metric {
@@ -77,7 +78,13 @@ impl Watched {
                 let rates =
                     evidence.and_then(|evidence| evidence.worst(settings.min_difference_of(metric))?.1);
                 let of = |bad: f64| if metric == Metric::SuccessRate { 1.0 - bad } else { bad };
-                (rates.map(|rates| of(rates.0)), rates.map(|rates| of(rates.1)))
+                match rates {
+                    Some((stable, candidate)) => (Some(of(stable)), Some(of(candidate))),
+                    None => {
+                        let [stable, candidate] = &self.ended;
+                        (stable.rate(metric), candidate.rate(metric))
+                    }
+                }
             }
         }
     }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::telemetry::observations::Tally;
 
 use super::bounds::{Bounds, Verdict};
-use super::compare::{self, Counts, Known};
+use super::compare::{self, COUNTED, Counts, Known};
 use super::evidence::{Evidence, Finding};
 use super::settings::{AnalysisSettings, Metric, MetricSettings};
 use super::{Arms, ShadowCounts};
@@ -24,6 +24,8 @@ pub(super) struct Watched {
     /// Since the beginning of this step, and of the rollout.
     pub(super) in_step: Samples,
     pub(super) in_all: Samples,
+    /// The same by how calls ended.
+    pub(super) ended: [Counts; 2],
     /// What no block has taken in yet.
     counts: [Counts; 2],
     shadow: ShadowCounts,
@@ -61,9 +63,6 @@ pub(super) fn doubt(needed: f64) -> f64 {
     needed.sqrt().sqrt()
 }
 
-const COUNTED: [Metric; 4] =
-    [Metric::SuccessRate, Metric::ErrorRate, Metric::TrapRate, Metric::LimitKillRate];
-
 impl Watched {
     /// Takes in what was counted, and answers what follows from bounds.
     pub(super) fn look(&mut self, settings: &AnalysisSettings, step: u32, arms: &Arms) -> Vec<Verdict> {
@@ -71,6 +70,7 @@ impl Watched {
         self.in_all.add(arms);
         for (held, tally) in [(0, &arms.stable), (1, &arms.candidate)] {
             self.counts[held].add(tally);
+            self.ended[held].add(tally);
             self.answers[held].add(tally);
         }
         if let Some(shadow) = &arms.shadow {

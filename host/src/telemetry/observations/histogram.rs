@@ -119,7 +119,7 @@ impl Histogram {
     }
 
     /// How often a bucket from `bucket` on was met.
-    pub fn from(&self, bucket: i16) -> u64 {
+    pub fn at_least(&self, bucket: i16) -> u64 {
         let above = self.counts.iter().rev().take_while(|(held, _)| *held >= bucket);
         above.fold(0, |total, (_, count)| total.saturating_add(*count))
     }
@@ -163,7 +163,7 @@ mod tests {
         assert_eq!(histogram, of(&[(-9, 1), (-3, 2), (5, 6), (8, 2)]));
         assert_eq!(histogram.since(&earlier), of(&[(-9, 1), (5, 1), (8, 2)]));
         assert_eq!(earlier.since(&histogram), of(&[]));
-        assert_eq!((histogram.total(), histogram.from(5), histogram.from(9)), (11, 8, 0));
+        assert_eq!((histogram.total(), histogram.at_least(5), histogram.at_least(9)), (11, 8, 0));
     }
 
     #[test]

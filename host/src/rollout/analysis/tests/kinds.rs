@@ -19,7 +19,7 @@ fn both(kind: Kind, behaviour: Behaviour) -> Kind {
 }
 
 /// Candidates that are as good as the stable revision, or nearly, or better.
-pub fn good_kinds() -> Vec<Kind> {
+pub(super) fn good_kinds() -> Vec<Kind> {
     let usual = Behaviour::default;
     let failing = Behaviour { errors: 0.2, raised: 0.1, ..usual() };
     let wide = Behaviour { spread: 1.5, ..usual() };
@@ -50,7 +50,7 @@ pub fn good_kinds() -> Vec<Kind> {
 }
 
 /// Candidates that are worse.
-pub fn bad_kinds() -> Vec<Kind> {
+pub(super) fn bad_kinds() -> Vec<Kind> {
     let usual = Behaviour::default;
     let mut one_wrong = usual();
     one_wrong.classes[3] = 0.0;

@@ -11,26 +11,26 @@ use super::{
 
 /// How one revision behaves. Probabilities are of a call.
 #[derive(Clone, Debug)]
-pub struct Behaviour {
-    pub traps: f64,
-    pub limit_kills: f64,
-    pub errors: f64,
-    pub raised: f64,
+pub(super) struct Behaviour {
+    pub(super) traps: f64,
+    pub(super) limit_kills: f64,
+    pub(super) errors: f64,
+    pub(super) raised: f64,
     /// The median, in milliseconds, and the spread of the logarithm of what calls take.
-    pub median_ms: f64,
-    pub spread: f64,
+    pub(super) median_ms: f64,
+    pub(super) spread: f64,
     /// The share of the slowest calls that take `tail_factor` times as long as they would.
-    pub tail: f64,
-    pub tail_factor: f64,
-    pub memory_mib: f64,
-    pub non_finite: f64,
+    pub(super) tail: f64,
+    pub(super) tail_factor: f64,
+    pub(super) memory_mib: f64,
+    pub(super) non_finite: f64,
     /// What the shares of the classes are to each other.
-    pub classes: Vec<f64>,
+    pub(super) classes: Vec<f64>,
     /// What values are multiplied by, and what is added to them; they have a mean of 10 and a deviation of 3.
-    pub scale: f64,
-    pub offset: f64,
+    pub(super) scale: f64,
+    pub(super) offset: f64,
     /// The share of shadowed calls that are answered otherwise than the first time.
-    pub mismatched: f64,
+    pub(super) mismatched: f64,
 }
 
 impl Default for Behaviour {
@@ -56,21 +56,21 @@ impl Default for Behaviour {
 
 /// What both revisions have in common at one moment.
 #[derive(Clone, Copy, Debug)]
-pub struct Weather {
+pub(super) struct Weather {
     /// The buckets that every call is slower by.
-    pub slower: u16,
+    pub(super) slower: u16,
     /// The probability that a call fails, whoever answers it.
-    pub failing: f64,
+    pub(super) failing: f64,
 }
 
 /// How calls come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Traffic {
+pub(super) enum Traffic {
     /// About as many between any two looks.
     Even,
     /// From none to thousands between two looks, in fair weather and foul.
     Bursty,
-    /// Three between two looks, and a few hundred in all.
+    /// Ten between two looks, and a few hundred in all.
     AlmostNone,
     /// The weight of the candidate goes up and down between looks while calls come in bursts.
     ChangingWeights,
@@ -78,24 +78,23 @@ pub enum Traffic {
 
 /// One kind of candidate.
 #[derive(Clone, Debug)]
-pub struct Kind {
-    pub name: &'static str,
-    pub bad: bool,
-    pub stable: Behaviour,
-    pub candidate: Behaviour,
+pub(super) struct Kind {
+    pub(super) name: &'static str,
+    pub(super) bad: bool,
+    pub(super) stable: Behaviour,
+    pub(super) candidate: Behaviour,
     /// After so many of its calls the candidate behaves as `candidate`, and like the stable revision before.
-    pub from: u64,
-    pub traffic: Traffic,
+    pub(super) from: u64,
+    pub(super) traffic: Traffic,
     /// Whether calls are shadowed at first, 1,000 of them, half of them a second time to the stable revision.
-    pub shadowed: bool,
+    pub(super) shadowed: bool,
 }
 
 /// How a rollout ended, after so many calls of the candidate since it behaved as its kind.
 #[derive(Clone, Debug, PartialEq)]
-pub enum End {
+pub(super) enum End {
     RolledBack {
         calls: u64,
-        reason: String,
     },
     /// Waits for a person.
     Paused,
@@ -105,32 +104,37 @@ pub enum End {
 }
 
 /// A kind of candidate in the form in which its rollouts are simulated quickly.
-pub struct Simulated<'a> {
+pub(super) struct Simulated<'a> {
     kind: &'a Kind,
     stable: Drawn,
     candidate: Drawn,
 }
 
 impl<'a> Simulated<'a> {
-    pub fn new(kind: &'a Kind) -> Simulated<'a> {
+    pub(super) fn new(kind: &'a Kind) -> Simulated<'a> {
         Simulated { kind, stable: Drawn::new(&kind.stable), candidate: Drawn::new(&kind.candidate) }
     }
 
-    /// One rollout, by its number, with so many calls between two looks where traffic is even.
-    pub fn rollout(
+    /// One rollout, by its number, with so many calls between two looks where traffic is even. `looked` sees the
+    /// evidence after each look.
+    pub(super) fn rollout(
         &self,
         steps: &[(f64, u64)],
         settings: &AnalysisSettings,
         between_looks: u64,
         number: u64,
+        mut looked: impl FnMut(&mut Analysis),
     ) -> End {
+        let mut analysis = Analysis::new(settings, &[FUNCTION.to_owned()]);
         let traffic = self.kind.traffic;
-        let function = "f".to_owned();
-        let mut analysis = Analysis::new(settings, std::slice::from_ref(&function));
         let mut calls = Calls::new(self, number);
+        let mut look = |analysis: &mut Analysis, arms: Arms| {
+            analysis.look(&BTreeMap::from([(FUNCTION.to_owned(), arms)]));
+            looked(analysis);
+        };
         if self.kind.shadowed {
             while analysis.judged_by_shadow(1000) == Judgement::Going && calls.drawn < MOST_CALLS {
-                analysis.look(&BTreeMap::from([(function.clone(), calls.shadowed())]));
+                look(&mut analysis, calls.shadowed());
             }
             if let Some(end) = calls.end(&analysis.judged_by_shadow(1000)) {
                 return end;
@@ -139,7 +143,7 @@ impl<'a> Simulated<'a> {
         }
         for (weight, min_samples) in steps {
             while analysis.judged_at(*min_samples) == Judgement::Going {
-                if calls.drawn > MOST_CALLS || traffic == Traffic::AlmostNone && calls.drawn > 400 {
+                if calls.drawn > MOST_CALLS || traffic == Traffic::AlmostNone && calls.drawn > 250 {
                     return End::Unfinished;
                 }
                 let varied = if traffic == Traffic::ChangingWeights {
@@ -149,10 +153,7 @@ impl<'a> Simulated<'a> {
                 } else {
                     *weight
                 };
-                analysis.look(&BTreeMap::from([(
-                    function.clone(),
-                    calls.between_looks(between_looks, varied / 100.0),
-                )]));
+                look(&mut analysis, calls.between_looks(between_looks, varied / 100.0));
                 if traffic == Traffic::ChangingWeights && calls.drawn > 20_000 {
                     return calls.end(&analysis.judged_at(1)).unwrap_or(End::Promoted);
                 }
@@ -165,6 +166,8 @@ impl<'a> Simulated<'a> {
         End::Promoted
     }
 }
+
+const FUNCTION: &str = "f";
 
 /// A rollout that is not over then never will be.
 const MOST_CALLS: u64 = 400_000;
@@ -193,7 +196,7 @@ impl<'a> Calls<'a> {
     fn end(&self, judgement: &Judgement) -> Option<End> {
         let calls = self.of_candidate.saturating_sub(self.of.kind.from);
         match judgement {
-            Judgement::Failed { reason } => Some(End::RolledBack { calls, reason: reason.clone() }),
+            Judgement::Failed { .. } => Some(End::RolledBack { calls }),
             Judgement::Inconclusive { .. } => Some(End::Paused),
             Judgement::Going | Judgement::Enough => None,
         }
@@ -205,8 +208,8 @@ impl<'a> Calls<'a> {
         let bursty = matches!(kind.traffic, Traffic::Bursty | Traffic::ChangingWeights);
         let calls = match kind.traffic {
             Traffic::Even => even / 2 + self.chance.next() % even,
-            Traffic::AlmostNone => self.chance.next() % 7,
-            _ => [0, 30, 300, 3000][(self.chance.next() % 4) as usize],
+            Traffic::AlmostNone => self.chance.next() % 21,
+            _ => [0, even / 10, even, 3 * even][(self.chance.next() % 4) as usize],
         };
         for _ in 0..calls {
             if bursty && self.chance.share() < 0.01 {
