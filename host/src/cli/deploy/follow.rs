@@ -200,10 +200,10 @@ fn place(rollout: &RolloutStatus) -> String {
     }
 }
 
-/// What speaks most against the candidate: what is nearest to what it needs to fail.
+/// What speaks most against the candidate, if anything does: what is nearest to what it needs to fail.
 fn worst(found: &[Measurement]) -> Option<String> {
     let nearness = |found: &Measurement| found.evidence / found.needed;
-    let is_judged = |found: &&Measurement| !found.dry_run && found.candidate_samples > 0;
+    let is_judged = |found: &&Measurement| !found.dry_run && found.evidence > 1.0;
     let judged = found.iter().filter(is_judged).filter(|found| nearness(found).is_finite());
     judged.max_by(|one, other| nearness(one).total_cmp(&nearness(other))).map(described)
 }
