@@ -81,6 +81,11 @@ impl Progress {
         self.print(&format!("{} {}\n", self.verb(verb, RED), harmless(&text)));
     }
 
+    /// What was asked for and not done, where a command goes on with the rest.
+    pub fn fail(&self, text: impl Display) {
+        self.print(&format!("error: {}\n", harmless(&text)));
+    }
+
     /// Begins a step that prints nothing itself. A terminal shows it at once, a file when it is done.
     #[must_use = "a step that is dropped has failed"]
     pub fn step(&self, verb: &str, text: impl Display) -> Step<'_> {

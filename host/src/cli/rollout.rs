@@ -267,14 +267,11 @@ fn tell<T: Serialize>(
         true => println!("{:#}", for_programs(told)),
         false => print!("{}", for_people(told, show)),
     }
-    let mut failed = false;
-    for (_, answer) in told {
-        if let Err(error) = answer {
-            progress.warn(error);
-            failed = true;
-        }
+    let errors: Vec<_> = told.iter().filter_map(|(_, answer)| answer.as_ref().err()).collect();
+    for error in &errors {
+        progress.fail(error);
     }
-    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    if errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn for_people<T>(told: &Told<T>, show: impl Fn(&T) -> String) -> String {

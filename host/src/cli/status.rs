@@ -65,12 +65,12 @@ pub async fn run(args: &StatusArgs, config: &Config, progress: &Progress) -> any
     for Found { answer, .. } in &found {
         if let Err(error) = answer {
             all_well = false;
-            progress.warn(error);
+            progress.fail(error);
         }
     }
     let nobody_has_it = found.iter().all(|found| found.answer.is_ok() && found.apps().is_empty());
     if let Some(only) = only.filter(|_| nobody_has_it) {
-        progress.warn(format_args!("there is no app `{only}`; `tenon status` lists what there is"));
+        progress.fail(format_args!("there is no app `{only}`; `tenon status` lists what there is"));
         all_well = false;
     }
     Ok(if all_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -120,14 +120,14 @@ struct Strangers(std::sync::Mutex<Option<(std::time::Instant, u64)>>);
 impl Strangers {
     const TOLD: Duration = Duration::from_secs(60);
 
-    fn seen(&self, way: Way) {
+    fn seen(&self, client: IpAddr) {
         let mut last = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         match &mut *last {
             Some((told, since)) if told.elapsed() < Strangers::TOLD => *since += 1,
             last => {
                 let more = last.map_or(0, |(_, since)| since);
                 *last = Some((std::time::Instant::now(), 0));
-                tracing::warn!(?way, more, "somebody without a token asked the control API for something");
+                tracing::warn!(%client, more, "somebody without a token asked the control API for something");
             }
         }
     }
@@ -256,7 +256,7 @@ impl Api {
         if let Some(bearer) = presented.and_then(|token| self.tokens.bearer(token)) {
             return Ok(Caller::Bearer(bearer));
         }
-        self.strangers.seen(Way::Tcp(address));
+        self.strangers.seen(address);
         let detail = match (self.tokens.is_empty(), presented) {
             (true, _) => {
                 "this host has no tokens, so nobody is let in here: on it, write `openssl rand -hex 32` into a file, name \
@@ -264,7 +264,8 @@ impl Api {
                  the host again; its own user needs no token on its local socket"
             }
             (false, None) => {
-                "show a token: `authorization: Bearer TOKEN`; the operator's host.toml has those that there are"
+                "show a token: `tenon` takes one from --token-file or TENON_TOKEN, others send `authorization: Bearer \
+                 TOKEN`; the operator's host.toml has those that there are"
             }
             (false, Some(_)) => "this token is not in force; ask the operator for one that is",
         };
