@@ -12,6 +12,7 @@ mod cache;
 mod clients;
 mod connection;
 mod control;
+mod deploy;
 mod drain;
 mod examples;
 mod generations;

@@ -12,6 +12,7 @@ use tenon::function::shadow::Shadow;
 use tenon::rollout::shadow::{Report, ShadowCounts, ShadowSettings};
 
 use crate::harness::{TestHost, app, eventually, function, request, run};
+use crate::oip::{DIGITS, model};
 
 /// An app at another revision, ready to be called.
 async fn release(host: &TestHost, manifest: &str) -> Arc<Release> {
@@ -271,7 +272,6 @@ fn nothing_comes_of_a_candidates_calls_but_its_answers() {
                 counting.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
                 let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok";
                 let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, answer).await;
-                let _ = crate::harness::until(&mut stream, |_| false);
             }
         });
         let allowed = format!("allowed_outbound_hosts = [\"http://{address}\"]");
@@ -290,19 +290,18 @@ fn nothing_comes_of_a_candidates_calls_but_its_answers() {
         assert_eq!(came.load(std::sync::atomic::Ordering::SeqCst), before + 1, "the live call's alone");
         assert_eq!(of(&shadow, "app/p2").counts.compared, 0, "that says nothing of the candidate");
         // Stores become what they become without a shadow.
-        let mut calls = 0;
-        for path in [
+        let paths = [
             "set/default/a/one",
             "cas/default",
             "cas/default",
             "delete/default/a",
             "wasi/default",
             "keys/default",
-        ] {
+        ];
+        for (calls, path) in (1..).zip(paths) {
             let path = format!("/keys/{path}");
             let (expected, actual) = (plain.get(&path).await.text(), shadowed.get(&path).await.text());
             assert_eq!(expected, actual, "{path}");
-            calls += 1;
             eventually("it is compared", async || of(&shadow, "app/keys").counts.compared == calls).await;
         }
         assert_eq!(of(&shadow, "app/keys").counts.failed, 0);
@@ -356,5 +355,29 @@ fn the_share_of_calls_can_be_changed_while_it_runs() {
         let answered: Value = serde_json::from_str(&answer.text()).unwrap();
         assert_eq!(answered["model_version"], "1");
         eventually("it is compared", async || drawn() > before).await;
+    });
+}
+
+#[test]
+fn models_as_they_are_are_compared_without_counting_as_the_functions_own() {
+    run(async {
+        let served = app(&[model("digits", DIGITS, "tool.tenon.models.digits.batching = { max_size = 4 }")]);
+        let host = TestHost::of(served.clone()).start().await;
+        let shadow = shadow(&host, &served, json!({ "replay": 100.0, "capture": true })).await;
+        let call = |value: f32| {
+            let image = json!({ "name": "image", "datatype": "FP32", "shape": [1, 1, 8, 8], "data": vec![value; 64] });
+            json!({ "inputs": [image] }).to_string()
+        };
+        for n in 0..10_u8 {
+            let body = call(f32::from(n) / 16.0);
+            host.post("/v2/models/digits/infer", "application/json", body).await.expect(200);
+        }
+        let report = found(&shadow, 10).await;
+        assert_eq!((report.counts.mismatched, report.counts.noisy), (0, 0), "{report:#?}");
+        assert!(report.candidate.infer_ms.is_some_and(|ms| ms > 0.0));
+        let metrics = host.metrics().await;
+        let inferences = metrics.lines().filter(|line| line.starts_with("tenon_inferences_total{"));
+        let own: f64 = inferences.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum();
+        assert_eq!(own, 10.0, "{metrics}");
     });
 }

@@ -10,6 +10,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 mod cold;
+mod deploys;
 mod inference;
 mod load;
 mod peers;
@@ -70,6 +71,11 @@ enum Bench {
         #[command(flatten)]
         setup: push::Setup,
     },
+    /// Deployments under load, a neighbour of a large model, and kills.
+    Deploys {
+        #[command(flatten)]
+        setup: deploys::Setup,
+    },
     /// Good and bad candidates by the thousand, simulated: how many the default canary rolls back, and how soon.
     Rollouts {
         #[command(flatten)]
@@ -107,6 +113,7 @@ fn main() -> anyhow::Result<()> {
         }
         Bench::Peers { with, setup } => peers::run(&with, &setup, &runtime(1)?),
         Bench::Push { setup } => push::run(&setup, &runtime(1)?),
+        Bench::Deploys { setup } => deploys::run(&setup, &runtime(1)?),
         Bench::Rollouts { setup } => rollouts::run(&setup),
         Bench::Memory { with } => runtime(1)?.block_on(memory(&with)),
         Bench::Cold { onnxruntime, openvino, minilm } => cold::run(onnxruntime, openvino, minilm),

@@ -12,7 +12,7 @@ use tokio::runtime::Runtime;
 use crate::load::{self, Request};
 use crate::{Server, free_address, guest, repository};
 
-mod onnx;
+pub mod onnx;
 mod tap;
 
 use tap::Tap;

@@ -19,6 +19,7 @@ pub mod build;
 pub mod cache;
 pub mod check;
 pub mod conformance;
+pub mod deploy;
 pub mod diff;
 pub mod doctor;
 pub mod hosts;
@@ -74,6 +75,7 @@ enum Command {
     Check(check::CheckArgs),
     /// Checks any server of the Open Inference Protocol, point by point.
     Conformance(conformance::ConformanceArgs),
+    Deploy(deploy::DeployArgs),
     /// Packs an app as an OCI artifact.
     Package(package::PackageArgs),
     /// Packs an app and pushes it to a registry.
@@ -94,6 +96,8 @@ enum Command {
     /// Tells what is wrong with a setup, and the command that mends it.
     Doctor(doctor::DoctorArgs),
     SpinPlugin(spin_plugin::SpinPluginArgs),
+    #[command(hide = true)]
+    Login(deploy::LoginArgs),
     /// Serves an app that Spin hands over; Spin starts this by itself.
     #[command(name = trigger::NAME, hide = true)]
     Trigger(trigger::TriggerArgs),
@@ -132,6 +136,7 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::New(args) => new::run(&args, &progress),
         Command::Build(args) => runtime()?.block_on(build::run(&args, &progress)),
+        Command::Deploy(args) => return runtime()?.block_on(deploy::run(args, config, &progress)),
         Command::Diff(args) => return runtime()?.block_on(diff::run(&args, &config, &progress)),
         Command::Serve(args) => runtime()?.block_on(serve::run(args, config, &progress)),
         Command::Status(args) => return runtime()?.block_on(status::run(&args, &config, &progress)),
@@ -149,6 +154,7 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Conformance(args) => conformance::run(&args, &progress),
         Command::Tune(args) => runtime()?.block_on(tune::run(&args, config, &progress)),
         Command::Cache(args) => cache::run(&args, &config, &progress),
+        Command::Login(_) => deploy::login(),
         Command::SpinPlugin(args) => spin_plugin::run(&args, &progress),
         Command::Trigger(args) => runtime()?.block_on(trigger::run(args, config, &progress)),
         Command::Package(args) => runtime()?.block_on(package::run(&args, config, &progress)),

@@ -101,3 +101,55 @@ fn read_token(path: &Path) -> anyhow::Result<Secret> {
     }
     Ok(Secret(token.to_owned()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(to: &[&str], token_file: Option<PathBuf>) -> HostArgs {
+        let to = to.iter().map(|to| to.parse().unwrap()).collect();
+        HostArgs { to, token_file, ca: None, client_certificate: None }
+    }
+
+    fn clients(args: &HostArgs, config: &Config) -> Result<Vec<String>, String> {
+        let progress = Progress::to(Box::new(std::io::sink()), false, false);
+        let clients = args.clients(config, &progress).map_err(|error| format!("{error:#}"))?;
+        Ok(clients.iter().map(|client| client.to().to_string()).collect())
+    }
+
+    #[test]
+    fn hosts_are_those_that_are_named_or_this_users() {
+        let mut config = Config::default();
+        config.control.state = Some("/state".into());
+        assert_eq!(clients(&args(&[], None), &config).unwrap(), ["unix:/state/tenon.sock"]);
+        let named = ["https://b:3002", "unix:/run/t.sock", "http://127.0.0.1:3002"];
+        assert_eq!(clients(&args(&named, None), &config).unwrap(), named);
+        let twice = clients(&args(&["http://a:1", "http://a:1/"], None), &config).unwrap_err();
+        assert!(twice.contains("named twice"), "{twice}");
+        config.control.socket = crate::config::Socket::Off;
+        let off = clients(&args(&[], None), &config).unwrap_err();
+        assert!(off.contains("name a host with --to"), "{off}");
+    }
+
+    #[test]
+    fn a_token_file_holds_a_token_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        let check = |text: &str, expected: Option<&str>| {
+            std::fs::write(&path, text).unwrap();
+            let read = read_token(&path).ok().map(|token| token.0);
+            assert_eq!(read.as_deref(), expected, "{text}");
+        };
+        check("secret\n", Some("secret"));
+        check("", None);
+        check("\n \n", None);
+        check(&"x".repeat(5000), None);
+        std::fs::remove_file(&path).unwrap();
+        assert!(read_token(&path).unwrap_err().to_string().contains("cannot read the token file"));
+    }
+
+    #[test]
+    fn an_app_may_be_named_by_its_function() {
+        assert_eq!([app_of("digits"), app_of("digits/other")], ["digits"; 2]);
+    }
+}

@@ -11,6 +11,7 @@ use crate::artifact::registry::is_harmless;
 const VERB_WIDTH: usize = 12;
 const GREEN: &str = "\x1b[1;32m";
 const YELLOW: &str = "\x1b[1;33m";
+const RED: &str = "\x1b[1;31m";
 const RESET: &str = "\x1b[0m";
 const NO_WRAP: &str = "\x1b[?7l";
 const WRAP: &str = "\x1b[?7h";
@@ -73,6 +74,11 @@ impl Progress {
     /// Something that is not as it should be, but stops nothing.
     pub fn warn(&self, text: impl Display) {
         self.print(&format!("{} {}\n", self.verb("Warning", YELLOW), harmless(&text)));
+    }
+
+    /// Something that went wrong; what to do about it is said at the end of the command.
+    pub fn trouble(&self, verb: &str, text: impl Display) {
+        self.print(&format!("{} {}\n", self.verb(verb, RED), harmless(&text)));
     }
 
     /// Begins a step that prints nothing itself. A terminal shows it at once, a file when it is done.

@@ -207,7 +207,7 @@ pub async fn history(args: HistoryArgs, config: &Config, progress: &Progress) ->
         let app = app.clone();
         async move { client.history(&app, before, limit).await }
     });
-    Ok(tell(&args.of, progress, &told.await?, |entries| events(entries, args.numbers)))
+    Ok(tell(&args.of, progress, &told.await?, |entries: &Vec<_>| events(entries, args.numbers)))
 }
 
 /// Shows how far answers agree.
@@ -298,7 +298,7 @@ fn for_programs<T: Serialize>(told: &Told<T>) -> Value {
 }
 
 /// The oldest first, as it happened.
-fn events(entries: &Vec<HistoryEntry>, with_numbers: bool) -> String {
+fn events(entries: &[HistoryEntry], with_numbers: bool) -> String {
     if entries.is_empty() {
         return "nothing has happened\n".to_owned();
     }
@@ -351,7 +351,7 @@ number  time                 revision  event        what
         assert_eq!(events(&entries, false), expected);
         let numbers = events(&entries, true);
         assert!(numbers.ends_with("\n12 rolled-back: {\n  \"evidence\": 4000.5\n}\n"), "{numbers}");
-        assert_eq!(events(&Vec::new(), true), "nothing has happened\n");
+        assert_eq!(events(&[], true), "nothing has happened\n");
     }
 
     #[test]

@@ -77,7 +77,7 @@ pub(super) fn percent(hundredths: u16) -> String {
 pub(super) fn number(value: Option<f64>) -> String {
     match value {
         None => String::new(),
-        Some(value) if value == 0.0 => "0".to_owned(),
+        Some(0.0) => "0".to_owned(),
         Some(value) if value.abs() >= 1e7 || value.abs() < 1e-4 => format!("{value:.2e}"),
         Some(value) => {
             let digits = if value.abs() >= 100.0 { 1 } else { 4 };

@@ -207,19 +207,24 @@ impl Active {
 
     fn line(&self, now: Instant) -> String {
         let size = self.layer.size;
-        let filled = u64::try_from(u128::from(self.at) * u128::from(BAR_CHARS) / u128::from(size.max(1)));
-        let filled = filled.unwrap_or(BAR_CHARS).min(BAR_CHARS) as usize;
-        let bar = format!("{}{}", "=".repeat(filled), " ".repeat(BAR_CHARS as usize - filled));
         let speed = self.speed(now).filter(|speed| *speed > 0);
         let pace = speed.map_or_else(String::new, |speed| {
             let left = Duration::from_secs(size.saturating_sub(self.at) / speed);
             format!(", {}/s, {} left", bytes(speed), seconds(left))
         });
-        format!("[{bar}] {} of {}{pace}  {}", bytes(self.at), bytes(size), self.layer.name)
+        format!("{} {} of {}{pace}  {}", bar(self.at, size), bytes(self.at), bytes(size), self.layer.name)
     }
 }
 
-fn at_speed(sum: u64, time: Duration) -> String {
+/// How much of something there is, as a person sees it: `[=====               ]`.
+pub(super) fn bar(at: u64, size: u64) -> String {
+    let filled = u64::try_from(u128::from(at) * u128::from(BAR_CHARS) / u128::from(size.max(1)));
+    let filled = filled.unwrap_or(BAR_CHARS).min(BAR_CHARS) as usize;
+    format!("[{}{}]", "=".repeat(filled), " ".repeat(BAR_CHARS as usize - filled))
+}
+
+/// So many bytes in that time: `12.0 MiB at 4.0 MiB/s`.
+pub(super) fn at_speed(sum: u64, time: Duration) -> String {
     if sum < MIN_SPEED_BYTES {
         return bytes(sum);
     }

@@ -46,7 +46,7 @@ const SHOWN_CHARS: usize = 200;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum To {
     /// `http` or `https`, a host and a port.
-    Url(Url),
+    Url(Box<Url>),
     /// A socket of this machine.
     Socket(PathBuf),
 }
@@ -120,7 +120,7 @@ impl FromStr for To {
             && url.username().is_empty()
             && url.password().is_none();
         let is_http = matches!(url.scheme(), "http" | "https") && url.host().is_some();
-        (is_http && is_plain).then_some(To::Url(url)).ok_or_else(wrong)
+        (is_http && is_plain).then(|| To::Url(Box::new(url))).ok_or_else(wrong)
     }
 }
 
@@ -203,7 +203,7 @@ impl Client {
                 if is_local(url) {
                     builder = builder.no_proxy();
                 }
-                url.clone()
+                Url::clone(url)
             }
             To::Socket(path) => {
                 builder = builder.unix_socket(path.as_path());
@@ -631,4 +631,49 @@ fn reason(error: &reqwest::Error) -> String {
     }
     let kind = if error.is_timeout() { "it took too long" } else { "the request failed" };
     printable(&reason.unwrap_or_else(|| kind.to_owned()), SHOWN_CHARS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_strictly() {
+        let check = |text: &str, expected: Option<&str>| {
+            let shown = text.parse::<To>().ok().map(|to| to.to_string());
+            assert_eq!(shown.as_deref(), expected, "{text}");
+        };
+        check("https://host:3002", Some("https://host:3002"));
+        check("http://[::1]:3002/", Some("http://[::1]:3002"));
+        check("unix:/run/tenon.sock", Some("unix:/run/tenon.sock"));
+        check("unix:///run/tenon.sock", Some("unix:/run/tenon.sock"));
+        for wrong in [
+            "",
+            "host:3002",
+            "host",
+            "/run/tenon.sock",
+            "unix:tenon.sock",
+            "ftp://host",
+            "https://user:word@host",
+            "https://host/v1",
+            "https://host?x",
+            "https://",
+        ] {
+            check(wrong, None);
+        }
+    }
+
+    #[test]
+    fn only_what_leaves_the_machine_without_tls_is_overheard() {
+        let check = |text: &str, expected: bool| {
+            assert_eq!(text.parse::<To>().unwrap().is_overheard(), expected, "{text}");
+        };
+        check("http://host:3002", true);
+        check("http://10.0.0.1:3002", true);
+        check("https://host:3002", false);
+        check("http://127.0.0.1:3002", false);
+        check("http://[::1]:3002", false);
+        check("http://localhost:3002", false);
+        check("unix:/s", false);
+    }
 }

@@ -7,9 +7,6 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize as _;
-use serde_json::Value;
-
 use super::{Interface, Tensor};
 use crate::artifact::manifest::{Component, Manifest, Source};
 
@@ -31,10 +28,6 @@ const MOST: usize = 50;
 /// The most characters of a name out of an artifact that are shown.
 const LONGEST: usize = 100;
 
-/// How the command is told to deploy all the same.
-const ALLOW_BREAKS: &str = "`--allow-incompatible`";
-const ALLOW_GROWTH: &str = "`--allow-capabilities`";
-
 /// What of the new revision breaks callers of the live one: a sentence each, with what to do.
 pub fn interface_breaks(live: &Described<'_>, new: &Described<'_>) -> Vec<String> {
     let mut breaks = Vec::new();
@@ -48,36 +41,18 @@ pub fn interface_breaks(live: &Described<'_>, new: &Described<'_>) -> Vec<String
         interface(&before, &after, &mut breaks);
     }
     routes::breaks(live.manifest, new.manifest, &mut breaks);
-    limited(breaks, ALLOW_BREAKS)
+    limited(breaks)
 }
 
-/// What the new revision may do more than the live one: a sentence each, with how to allow it.
+/// What the new revision may do more than the live one: a sentence each, with how to avoid it.
 pub fn capabilities_grown(live: &Described<'_>, new: &Described<'_>) -> Vec<String> {
-    limited(grants::grown(live.manifest, new.manifest), ALLOW_GROWTH)
+    limited(grants::grown(live.manifest, new.manifest))
 }
 
-/// The interfaces that an artifact carries, as they are compared.
-///
-/// # Errors
-/// Names the component whose interface is none.
-pub fn interfaces(carried: &BTreeMap<String, Value>) -> Result<BTreeMap<String, Interface>, String> {
-    let read = |(id, value): (&String, &Value)| match Interface::deserialize(value) {
-        Ok(interface) => Ok((id.clone(), interface)),
-        Err(error) => Err(format!(
-            "what the artifact says of the interface of component {} cannot be read: {}; pack the app again with \
-             this version of Tenon",
-            quoted(id),
-            shown(&error.to_string())
-        )),
-    };
-    carried.iter().map(read).collect()
-}
-
-/// Sentences that end in how to go on all the same.
-fn limited(mut found: Vec<String>, flag: &str) -> Vec<String> {
+/// As many as a person reads.
+fn limited(mut found: Vec<String>) -> Vec<String> {
     let more = found.len().saturating_sub(MOST);
     found.truncate(MOST);
-    found.iter_mut().for_each(|sentence| sentence.push_str(&format!(", or deploy with {flag}")));
     if more > 0 {
         found.push(format!("and {more} more; `tenon diff` shows all that differs"));
     }

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use super::{Answered, CallError, Deadline, Kind, Program};
+use crate::backend::validate::shape_text;
 use crate::backend::{Port, Priority, Signature};
 use crate::instance::state::State;
 use crate::nn::Usage;
@@ -57,6 +58,57 @@ pub struct Description {
     pub accepts: Vec<String>,
     /// The media type of its one BYTES output for callers that sent a raw body.
     pub answers: Option<String>,
+}
+
+impl Description {
+    /// A function answers what it described: each output that is wanted, once.
+    ///
+    /// # Errors
+    /// Says what else it answered, or did not.
+    pub fn check(&self, reply: &Reply, wanted: &[String]) -> Result<(), String> {
+        self.check_outputs(&reply.outputs)?;
+        let missing = self.signature.outputs.iter().find(|port| {
+            (wanted.is_empty() || wanted.contains(&port.name))
+                && !reply.outputs.iter().any(|(name, _)| *name == port.name)
+        });
+        match missing {
+            Some(port) => Err(format!("it did not answer its output `{}`", port.name)),
+            None => Ok(()),
+        }
+    }
+
+    /// Names, datatypes and shapes are the described ones.
+    ///
+    /// # Errors
+    /// Names the first output that is another.
+    pub fn check_outputs(&self, outputs: &[(String, Tensor)]) -> Result<(), String> {
+        for (index, (name, tensor)) in outputs.iter().enumerate() {
+            let port = self.signature.outputs.iter().find(|port| port.name == *name);
+            let port =
+                port.ok_or_else(|| format!("it answered an output `{name}` that it did not describe"))?;
+            if outputs[..index].iter().any(|(earlier, _)| earlier == name) {
+                return Err(format!("it answered the output `{name}` twice"));
+            }
+            if tensor.datatype() != port.datatype {
+                return Err(format!("its output `{name}` is {}, not {}", tensor.datatype(), port.datatype));
+            }
+            if let Some(shape) = &port.shape {
+                let fits = shape.len() == tensor.shape().len()
+                    && shape
+                        .iter()
+                        .zip(tensor.shape())
+                        .all(|(want, have)| want.is_none_or(|want| want == *have));
+                if !fits {
+                    let described = shape_text(shape);
+                    return Err(format!(
+                        "its output `{name}` has the shape {:?}, not {described}",
+                        tensor.shape()
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Program {

@@ -56,6 +56,28 @@ impl Under {
     }
 }
 
+impl Under {
+    /// The number that counters are kept as: in a file as bytes, in a server as text.
+    fn number(&self, value: Option<Vec<u8>>) -> Option<i64> {
+        match (self, value) {
+            (Under::Embedded(_), value) => number(value),
+            (Under::Redis(_), None) => Some(0),
+            (Under::Redis(_), Some(value)) => {
+                let number: i64 = std::str::from_utf8(&value).ok()?.parse().ok()?;
+                // The server takes no other way to write it.
+                (number.to_string().as_bytes() == value).then_some(number)
+            }
+        }
+    }
+
+    fn written(&self, number: i64) -> Vec<u8> {
+        match self {
+            Under::Embedded(_) => number.to_le_bytes().to_vec(),
+            Under::Redis(_) => number.to_string().into_bytes(),
+        }
+    }
+}
+
 impl Changes {
     fn put(&mut self, key: String, value: Option<Vec<u8>>) -> Result<(), StoreError> {
         let size =
@@ -171,9 +193,9 @@ impl Layer {
             Err(StoreError::AnswerTooLong(_)) => return Err(StoreError::NotANumber),
             found => found?.into_iter().next().flatten(),
         };
-        let sum = number(found).ok_or(StoreError::NotANumber)?;
+        let sum = self.under.number(found).ok_or(StoreError::NotANumber)?;
         let sum = sum.checked_add(delta).ok_or(StoreError::Overflow)?;
-        self.lock().put(key, Some(sum.to_le_bytes().to_vec()))?;
+        self.lock().put(key, Some(self.under.written(sum)))?;
         Ok(sum)
     }
 

@@ -75,7 +75,6 @@ pub struct Rollout {
     /// When the candidate first took calls.
     exposed_ms: Option<u64>,
     ticked_ms: u64,
-    looked_ms: u64,
 }
 
 /// What the data plane is to do now.
@@ -147,7 +146,6 @@ impl Rollout {
             held: false,
             exposed_ms: None,
             ticked_ms: now_ms,
-            looked_ms: now_ms,
         };
         let mut changes = vec![rollout.started()];
         if stable.is_none() || rollout.plan.strategy == Strategy::AllAtOnce {
@@ -182,15 +180,6 @@ impl Rollout {
         }
         self.mark(now_ms, &changes);
         changes
-    }
-
-    /// When the next look is due: what is counted from now until then belongs into one look. `None` where nothing is
-    /// looked at any more.
-    pub fn next_look_ms(&self) -> Option<u64> {
-        let looks =
-            !matches!(self.phase, Phase::Promoting | Phase::Succeeded | Phase::Aborting | Phase::RolledBack);
-        // A clock that was set back does not hold up looks.
-        looks.then(|| self.looked_ms.min(self.ticked_ms).saturating_add(self.interval_ms()))
     }
 
     /// Goes on to the next step, or to all traffic at once, because a person says so.
@@ -426,7 +415,6 @@ impl Rollout {
 /// Judgement.
 impl Rollout {
     fn look(&mut self, arms: &BTreeMap<String, Arms>, now_ms: u64) {
-        self.looked_ms = now_ms;
         let Some(exposed_ms) = self.exposed_ms else { return };
         if now_ms.saturating_sub(exposed_ms) >= milliseconds(self.plan.analysis.initial_delay_s) {
             self.measurements = self.analysis.look(arms);

@@ -14,6 +14,8 @@ pub use percent::{WHOLE, hundredths, percent};
 ///
 /// Reading one, from a TOML file or as JSON, is strict: unknown keys and numbers out of bounds are refused, all at
 /// once. What was read is complete: steps that were left out are those of the strategy.
+///
+/// What is derived here reads and writes the store, see [`stored`]; the traits below do the rest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct Plan {
@@ -172,7 +174,7 @@ impl Strategy {
 
 mod defaults {
     pub(super) fn progress_deadline_s() -> u64 {
-        600
+        3600
     }
 
     pub(super) fn rollback_window_s() -> u64 {
@@ -283,6 +285,18 @@ fn objections(strategy: Strategy, steps: &[Step], routes: &[HeaderRoute]) -> Vec
             object(None, format!("`header_routes` has `{header}: {value}` twice; keep one of the two"));
         }
     }
+    objections.extend(objections_to_order(strategy, steps, routes));
+    objections
+}
+
+/// What does not fit together in the order of the steps.
+fn objections_to_order(
+    strategy: Strategy,
+    steps: &[Step],
+    routes: &[HeaderRoute],
+) -> Vec<(Option<usize>, String)> {
+    let mut objections = Vec::new();
+    let mut object = |step: usize, text: String| objections.push((Some(step), text));
     let mut reached = routes.iter().any(|route| route.revision == Side::Candidate);
     let mut weight: Option<(usize, u16)> = None;
     let mut waited = true;
@@ -292,16 +306,17 @@ fn objections(strategy: Strategy, steps: &[Step], routes: &[HeaderRoute]) -> Vec
                 if let Some((_, old)) = weight.filter(|(_, old)| new <= old) {
                     let (old, new) = (percent(old), percent(*new));
                     object(
-                        Some(index),
+                        index,
                         format!("the weight does not rise here, from {old} to {new} %; weights go up"),
                     );
                 }
                 if *new == WHOLE {
-                    let text = "after the last step all traffic goes to the candidate by itself; leave `set_weight = 100` out";
-                    object(Some(index), text.to_owned());
+                    let text = "after the last step all traffic goes to the candidate by itself; leave \
+                                `set_weight = 100` out";
+                    object(index, text.to_owned());
                 }
                 if let Some((before, _)) = weight.filter(|_| !waited && strategy != Strategy::Manual) {
-                    object(Some(before), AT_ONCE.to_owned());
+                    object(before, AT_ONCE.to_owned());
                 }
                 weight = Some((index, *new));
                 reached |= *new > 0;
@@ -309,15 +324,16 @@ fn objections(strategy: Strategy, steps: &[Step], routes: &[HeaderRoute]) -> Vec
             }
             Step::SetHeaderRoute(route) => reached |= route.revision == Side::Candidate,
             Step::Analysis(_) if !reached => {
-                let text = "no traffic goes to the candidate here, so that this step would wait in vain; put a `set_weight` before it";
-                object(Some(index), text.to_owned());
+                let text = "no traffic goes to the candidate here, so that this step would wait in vain; put a \
+                            `set_weight` before it";
+                object(index, text.to_owned());
                 waited = true;
             }
             Step::Pause(_) | Step::Analysis(_) | Step::Shadow(_) => waited = true,
         }
     }
     if let Some((last, _)) = weight.filter(|_| !waited && strategy != Strategy::Manual) {
-        object(Some(last), AT_ONCE.to_owned());
+        object(last, AT_ONCE.to_owned());
     }
     objections
 }

@@ -22,7 +22,7 @@ pub const HISTORY: u64 = 100_000;
 /// The most apps, the longest name of one, and the largest record, in bytes.
 const APPS: u64 = 10_000;
 const NAME_BYTES: usize = 512;
-const RECORD_BYTES: usize = 4 << 20;
+const RECORD_BYTES: usize = 64 << 20;
 
 /// The most entries of the history that are read at once, or go at once where there are too many.
 const AT_ONCE: usize = 1000;
@@ -55,7 +55,7 @@ pub enum StoreError {
     Damaged { path: PathBuf, reason: String },
     #[error("{} is not a host's state: {reason}; move it away, or name another folder", path.display())]
     Foreign { path: PathBuf, reason: String },
-    #[error("the host's state, {}, is of a later Tenon (form {found}; this one knows {known}); use that, or another folder", path.display())]
+    #[error("the host's state, {}, is of a later Tenon (format {found}; this one knows {known}); use that, or another folder", path.display())]
     Later { path: PathBuf, found: u64, known: u64 },
     #[error("the host's state, {}, cannot be used: {reason}", path.display())]
     Unavailable { path: PathBuf, reason: String },
@@ -106,7 +106,7 @@ impl Store {
             let (mib, most) = (json.len() >> 20, RECORD_BYTES >> 20);
             let text = format!(
                 "what is to be kept of the app `{app}` has {mib} MiB, and at most {most} MiB are kept; give it fewer \
-                 or smaller variables"
+                 functions, or smaller variables"
             );
             return Err(StoreError::TooLarge(text));
         }

@@ -14,7 +14,7 @@ use crate::instance::typed::{Description, Reply, Request};
 use crate::instance::{CallError, Deadline, Program};
 use crate::serve::json;
 use crate::serve::json::Refused;
-use crate::serve::{call, typed_function};
+use crate::serve::typed_function;
 use crate::tensor::Tensor;
 use crate::tensor::compare::{compare, is_whole};
 
@@ -35,7 +35,7 @@ pub(super) async fn run(
     let took = started.elapsed();
     let answered = answered.and_then(|mut reply| {
         reply.outputs.retain(|(name, _)| wanted.is_empty() || wanted.contains(name));
-        call::check(&reply, description, &wanted).map_err(CallError::BadReply)?;
+        description.check(&reply, &wanted).map_err(CallError::BadReply)?;
         Ok(reply)
     });
     let verdict = match (&answered, &golden.sample.response) {

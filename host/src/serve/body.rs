@@ -33,7 +33,7 @@ pub enum Body {
         left: usize,
         watch: Option<Watch>,
         /// Where it is copied as it goes by, if it is.
-        copy: Option<AnswerCopy>,
+        copy: Option<Box<AnswerCopy>>,
     },
 }
 
@@ -110,7 +110,7 @@ impl HttpBody for Body {
             Body::Guest { body, left, watch, copy } => {
                 Pin::new(&mut *body).poll_frame(context).map(|frame| {
                     let Some(frame) = frame else {
-                        copy.take().into_iter().for_each(AnswerCopy::end);
+                        copy.take().into_iter().for_each(|copy| copy.end());
                         return None;
                     };
                     let frame = frame.map_err(BrokenBody::Guest).and_then(|frame| {
@@ -151,7 +151,7 @@ impl HttpBody for Body {
 }
 
 /// Copies a part of an answer. One that breaks off is not compared with another.
-fn copy_frame(copy: &mut Option<AnswerCopy>, frame: &Result<Frame<Bytes>, BrokenBody>, is_last: bool) {
+fn copy_frame(copy: &mut Option<Box<AnswerCopy>>, frame: &Result<Frame<Bytes>, BrokenBody>, is_last: bool) {
     match frame {
         Ok(frame) => {
             if let (Some(copy), Some(data)) = (copy.as_mut(), frame.data_ref()) {

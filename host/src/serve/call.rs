@@ -8,11 +8,10 @@ use super::body::Share;
 use super::status::AnswerError;
 use super::{Server, Trace};
 use crate::backend::Priority;
-use crate::backend::validate::shape_text;
 use crate::function::cache;
 use crate::function::statistics::Parts;
 use crate::function::{Asker, Function, Permit, Snapshot};
-use crate::instance::typed::{Description, Parameter, Reply, Request};
+use crate::instance::typed::{Parameter, Reply, Request};
 use crate::instance::{CallError, Deadline};
 use crate::nn::responses::Responses;
 use crate::tensor::Tensor;
@@ -208,7 +207,8 @@ impl Server {
         if !wanted.is_empty() {
             reply.outputs.retain(|(name, _)| wanted.contains(name));
         }
-        check(&reply, description, &wanted)
+        description
+            .check(&reply, &wanted)
             .map_err(|reason| AnswerError::Call(CallError::BadReply(reason)))?;
         if function.observations.watched() {
             reply.outputs.iter().for_each(|(name, tensor)| function.observations.output(name, tensor));
@@ -304,49 +304,7 @@ pub fn partial(
 ) -> Result<Reply, AnswerError> {
     let description = function.revision.description.as_ref().ok_or(AnswerError::Internal)?;
     let wrong = |reason| AnswerError::Call(CallError::BadReply(reason));
-    check_described(&outputs, description).map_err(wrong)?;
+    description.check_outputs(&outputs).map_err(wrong)?;
     outputs.retain(|(name, _)| wanted.is_empty() || wanted.contains(name));
     Ok(Reply { outputs, ..Reply::default() })
-}
-
-/// A function answers what it described: each output that is wanted, once.
-///
-/// # Errors
-/// Says what else it answered, or did not.
-pub fn check(reply: &Reply, description: &Description, wanted: &[String]) -> Result<(), String> {
-    check_described(&reply.outputs, description)?;
-    let missing = description.signature.outputs.iter().find(|port| {
-        (wanted.is_empty() || wanted.contains(&port.name))
-            && !reply.outputs.iter().any(|(name, _)| *name == port.name)
-    });
-    match missing {
-        Some(port) => Err(format!("it did not answer its output `{}`", port.name)),
-        None => Ok(()),
-    }
-}
-
-/// Names, datatypes and shapes are the described ones.
-fn check_described(outputs: &[(String, Tensor)], description: &Description) -> Result<(), String> {
-    for (index, (name, tensor)) in outputs.iter().enumerate() {
-        let port = description.signature.outputs.iter().find(|port| port.name == *name);
-        let port = port.ok_or_else(|| format!("it answered an output `{name}` that it did not describe"))?;
-        if outputs[..index].iter().any(|(earlier, _)| earlier == name) {
-            return Err(format!("it answered the output `{name}` twice"));
-        }
-        if tensor.datatype() != port.datatype {
-            return Err(format!("its output `{name}` is {}, not {}", tensor.datatype(), port.datatype));
-        }
-        if let Some(shape) = &port.shape {
-            let fits = shape.len() == tensor.shape().len()
-                && shape.iter().zip(tensor.shape()).all(|(want, have)| want.is_none_or(|want| want == *have));
-            if !fits {
-                let described = shape_text(shape);
-                return Err(format!(
-                    "its output `{name}` has the shape {:?}, not {described}",
-                    tensor.shape()
-                ));
-            }
-        }
-    }
-    Ok(())
 }

@@ -99,7 +99,7 @@ pub async fn answer(
     let mut response = match (response, shadowed) {
         (Ok(response), shadowed) => {
             let (head, body) = response.into_parts();
-            let copy = shadowed.and_then(|shadowed| shadowed.answered(&head));
+            let copy = shadowed.and_then(|shadowed| shadowed.answered(&head)).map(Box::new);
             Response::from_parts(head, (body, copy))
         }
         (Err(error), shadowed) => {

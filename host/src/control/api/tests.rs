@@ -254,8 +254,9 @@ async fn what_makes_no_sense_is_refused_with_its_reason() {
     };
     let invalid = (400, "invalid");
     let reference = json!({"source": {"reference": "registry.example/a/b:1"}}).to_string();
-    check("/v1/revisions", "", (415, "wrong-media-type")).await;
     for body in [
+        "",
+        " ",
         "{",
         "[]",
         "null",
@@ -270,7 +271,6 @@ async fn what_makes_no_sense_is_refused_with_its_reason() {
         &format!("{}{}", "[".repeat(100_000), "]".repeat(100_000)),
         &json!({"source": {"reference": "registry.example/a/b:1"}, "message": "x".repeat(2001)}).to_string(),
     ] {
-        let body = if body.is_empty() { " " } else { body };
         check("/v1/revisions", body, invalid).await;
     }
     check("/v1/apps/digits/rollout", "{\"revision\":-1,\"plan\":{}}", invalid).await;

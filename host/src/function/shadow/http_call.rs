@@ -37,6 +37,8 @@ pub struct Asked {
 /// A body as far as it has gone by.
 struct Copied {
     parts: Vec<Bytes>,
+    /// Short parts, after the others.
+    tail: BytesMut,
     room: usize,
     state: State,
 }
@@ -53,7 +55,7 @@ const SHORT: usize = 16 << 10;
 
 impl Copied {
     fn new(room: usize) -> Copied {
-        Copied { parts: Vec::new(), room, state: State::Coming }
+        Copied { parts: Vec::new(), tail: BytesMut::new(), room, state: State::Coming }
     }
 
     fn add(&mut self, part: &Bytes) {
@@ -63,19 +65,22 @@ impl Copied {
         match self.room.checked_sub(part.len()) {
             Some(left) => self.room = left,
             None => {
-                self.parts.clear();
+                (self.parts, self.tail) = (Vec::new(), BytesMut::new());
                 self.state = State::TooLong;
                 return;
             }
         }
-        if part.len() > SHORT {
-            self.parts.push(part.clone());
+        if part.len() <= SHORT {
+            self.tail.extend_from_slice(part);
             return;
         }
-        // Many short parts make one.
-        match self.parts.pop_if(|last| last.len() <= SHORT) {
-            Some(last) => self.parts.push([last.as_ref(), part.as_ref()].concat().into()),
-            None => self.parts.push(Bytes::copy_from_slice(part)),
+        self.end_tail();
+        self.parts.push(part.clone());
+    }
+
+    fn end_tail(&mut self) {
+        if !self.tail.is_empty() {
+            self.parts.push(std::mem::take(&mut self.tail).freeze());
         }
     }
 
@@ -86,6 +91,7 @@ impl Copied {
     }
 
     fn take(&mut self) -> Bytes {
+        self.end_tail();
         let mut parts = std::mem::take(&mut self.parts);
         if parts.len() == 1 {
             return parts.remove(0);
@@ -286,7 +292,7 @@ mod tests {
         for _ in 0..10 {
             copied.add(&Bytes::from_static(b"0123456789"));
         }
-        assert_eq!(copied.parts.len(), 1, "short parts make one");
+        assert_eq!((copied.parts.len(), copied.tail.len()), (0, 100), "short parts make one");
         let long = Bytes::from(vec![7; SHORT + 1]);
         copied.add(&long);
         assert_eq!(copied.parts[1].as_ptr(), long.as_ptr(), "a long part is a handle");
@@ -298,6 +304,6 @@ mod tests {
         copied.add(&Bytes::from_static(b"0"));
         copied.add(&Bytes::from_static(b"1"));
         copied.end();
-        assert!(copied.state == State::TooLong && copied.parts.is_empty());
+        assert!(copied.state == State::TooLong && copied.parts.is_empty() && copied.tail.is_empty());
     }
 }

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use super::gentle::{Gentle, Pace};
 use super::{AGREED, FAILED, Job, MISMATCHED, Question, Side};
 use crate::function::{Functions, Strain};
-use crate::instance::typed::Parameter;
+use crate::instance::typed::{Parameter, Reply};
 use crate::instance::{CallError, Deadline};
 use crate::rollout::shadow::LeftOut;
 use crate::rollout::shadow::capture::Asked;
@@ -51,6 +51,9 @@ pub(super) async fn work(functions: Arc<Functions>, jobs: Arc<Mutex<mpsc::Receiv
 /// Gives a call to the candidate, and perhaps to the stable revision again.
 async fn shadow(functions: Arc<Functions>, job: Job) {
     let shadowed = Arc::clone(&job.shadowed);
+    if job.asked.elapsed() > STALE {
+        return shadowed.leave_out(LeftOut::HostBusy);
+    }
     tokio::time::sleep_until((job.asked + HEAD_START).into()).await;
     let room = &functions.shadows;
     let place = tokio::time::timeout_at((job.asked + STALE).into(), room.places.acquire());
@@ -104,7 +107,7 @@ async fn run(functions: &Arc<Functions>, side: &Side, job: &Job) -> Ran {
         match &job.question {
             Question::Tensors(request) => {
                 let (answer, usage) = side.program.call(request.clone(), deadline, None).await;
-                (answer.map(|reply| Answer::Tensors(reply.outputs)), usage)
+                (answer.and_then(|reply| described(side, reply, &request.outputs)), usage)
             }
             Question::Http(question) => {
                 let most = job.shadowed.recorder.settings().max_body_kib << 10;
@@ -130,6 +133,15 @@ async fn run(functions: &Arc<Functions>, side: &Side, job: &Job) -> Ran {
         fuel: usage.fuel,
     };
     Ok((answered(answer, pace)?, spent))
+}
+
+/// An answer that its caller would get, were it a live call.
+fn described(side: &Side, mut reply: Reply, wanted: &[String]) -> Result<Answer, CallError> {
+    reply.outputs.retain(|(name, _)| wanted.is_empty() || wanted.contains(name));
+    if let Some(description) = &side.revision.description {
+        description.check(&reply, wanted).map_err(CallError::BadReply)?;
+    }
+    Ok(Answer::Tensors(reply.outputs))
 }
 
 /// What an answer says of the revision; nothing where the host is to blame for it.

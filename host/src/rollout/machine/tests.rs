@@ -164,10 +164,18 @@ fn what_is_worse_is_rolled_back_in_any_phase() {
     let steps = vec![shadow(1000), ASK, Step::SetWeight(500), wait(60)];
     let reach: [fn(&mut Case); 5] = [
         |_| {},
-        |case| drop(case.does(Rollout::pause)),
-        |case| drop(case.judge(inconclusive())),
-        |case| drop(case.promote()),
-        |case| drop(case.promote().promote()),
+        |case| {
+            case.does(Rollout::pause);
+        },
+        |case| {
+            case.judge(inconclusive());
+        },
+        |case| {
+            case.promote();
+        },
+        |case| {
+            case.promote().promote();
+        },
     ];
     for reach in reach {
         let mut case = Case::start(plan(Strategy::Shadow, steps.clone()));
@@ -297,7 +305,6 @@ fn time_in_which_nobody_ticked_is_not_waited() {
     // A clock that was set back goes on counting from there.
     case.now_ms -= 2 * 86_400 * SECOND;
     case.seconds(539).is(Progressing, 1, 500, &[]);
-    assert!(case.rollout.next_look_ms().unwrap() <= case.now_ms + 10 * SECOND);
     case.seconds(2).is(Promoting, 2, WHOLE, &["promoting"]);
 }
 
@@ -330,36 +337,43 @@ fn commands_that_make_no_sense_are_answered_by_those_that_do() {
         assert_eq!(serde_json::to_value(&case.rollout).unwrap(), before);
     };
     check(&|_| {}, Rollout::resume, "it is not paused");
-    check(&|case| drop(case.does(Rollout::pause)), Rollout::pause, "it waits already");
-    let promoting = |case: &mut Case| drop(case.promote());
+    let stopped = |case: &mut Case| {
+        case.does(Rollout::pause);
+    };
+    check(&stopped, Rollout::pause, "it waits already");
+    let promoting = |case: &mut Case| {
+        case.promote();
+    };
     check(&promoting, promote, "`tenon rollback` goes back");
     check(&promoting, Rollout::pause, "`tenon rollback` goes back");
-    let succeeded = |case: &mut Case| drop(case.promote().seconds(1));
+    let succeeded = |case: &mut Case| {
+        case.promote().seconds(1);
+    };
     for command in [promote, rollback, Rollout::pause, Rollout::resume] {
         check(&succeeded, command, "it has succeeded; `tenon rollback` goes back");
     }
-    let aborting = |case: &mut Case| drop(case.judge(failed()));
+    let aborting = |case: &mut Case| {
+        case.judge(failed());
+    };
     check(&aborting, promote, "deploy again");
     check(&aborting, Rollout::resume, "deploy again");
-    let rolled_back = |case: &mut Case| drop(case.judge(failed()).seconds(1));
+    let rolled_back = |case: &mut Case| {
+        case.judge(failed()).seconds(1);
+    };
     for command in [promote, rollback, Rollout::pause, Rollout::resume] {
         check(&rolled_back, command, "it was rolled back; deploy again");
     }
 }
 
 #[test]
-fn looks_are_due_by_the_interval_and_count_only_after_the_delay() {
+fn looks_count_only_after_the_delay() {
     let mut plan = plan(Strategy::Canary, vec![Step::SetWeight(500), analysis(10, 600)]);
-    plan.analysis.interval_s = 5.0;
     plan.analysis.initial_delay_s = 60.0;
     let mut case = Case::start(plan);
     case.changes.clear();
-    assert_eq!(case.rollout.next_look_ms(), Some(case.now_ms + 5 * SECOND));
-    case.answers(50).seconds(3);
-    assert_eq!(case.rollout.next_look_ms(), Some(case.now_ms + 2 * SECOND));
+    case.answers(50).seconds(58);
     assert_eq!(case.rollout.analysis.candidate_samples(), 0);
-    case.seconds(60).answers(50).is(Promoting, 2, WHOLE, &["passed", "promoting"]);
-    assert_eq!(case.rollout.next_look_ms(), None);
+    case.answers(50).is(Promoting, 2, WHOLE, &["passed", "promoting"]);
 }
 
 /// A generator of numbers that are the same in every run.
@@ -440,7 +454,9 @@ impl Event {
             Event::Resume => rollout.resume(now_ms),
             Event::Rollback => rollout.rollback("a person said so", now_ms),
             // A judgement comes only to one that is judged.
-            Event::Judged(_) if rollout.next_look_ms().is_none() => Ok(Vec::new()),
+            Event::Judged(_) if matches!(rollout.phase, Promoting | Succeeded | Aborting | RolledBack) => {
+                Ok(Vec::new())
+            }
             Event::Judged(which) => {
                 let mut changes = Vec::new();
                 rollout.judge(if which == 0 { failed() } else { inconclusive() }, &mut changes);
@@ -469,12 +485,14 @@ fn any_events_in_any_order_keep_it_sound() {
             let rollout = &mut case.rollout;
             let (was_over, before) = (rollout.is_over(), rollout.traffic());
             // What a restarted host reads goes on in the same way.
-            let json = serde_json::to_string(rollout).unwrap();
-            let mut read: Rollout = serde_json::from_str(&json).unwrap();
-            assert_eq!(written(&read), written(rollout));
+            let read = (turn % 5 == 0).then(|| serde_json::to_string(rollout).unwrap());
             let happened = event.happens(rollout, case.now_ms);
-            assert_eq!(event.happens(&mut read, case.now_ms), happened, "seed {seed} turn {turn}");
-            assert_eq!(written(&read), written(rollout), "seed {seed} turn {turn}: {event:?}");
+            if let Some(json) = read {
+                let mut read: Rollout = serde_json::from_str(&json).unwrap();
+                assert_eq!(serde_json::to_string(&read).unwrap(), json);
+                assert_eq!(event.happens(&mut read, case.now_ms), happened, "seed {seed} turn {turn}");
+                assert_eq!(written(&read), written(rollout), "seed {seed} turn {turn}: {event:?}");
+            }
 
             let wanted = rollout.traffic();
             let context = format!("seed {seed} turn {turn}: {event:?} {:?} {:?}", rollout.phase, wanted);

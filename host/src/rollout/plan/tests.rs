@@ -104,15 +104,16 @@ fn route(header: &str, value: &str, revision: Side) -> HeaderRoute {
     HeaderRoute { header: header.to_owned(), value: value.to_owned(), revision }
 }
 
+fn check(text: &str, expected: &[&str]) {
+    let errors = read(text).expect_err(text);
+    assert_eq!(errors.lines().count(), expected.len(), "{errors}");
+    for expected in expected {
+        assert!(errors.contains(expected), "{errors}\nlacks {expected}");
+    }
+}
+
 #[test]
-fn wrong_plans_are_refused_with_what_to_do() {
-    let check = |text: &str, expected: &[&str]| {
-        let errors = read(text).expect_err(text);
-        assert_eq!(errors.lines().count(), expected.len(), "{errors}");
-        for expected in expected {
-            assert!(errors.contains(expected), "{errors}\nlacks {expected}");
-        }
-    };
+fn wrong_steps_are_refused_with_what_to_do() {
     check("strategy = \"canari\"", &["plan.toml:1: `strategy` cannot be `canari`; did you mean `canary`?"]);
     check("stratgy = \"canary\"", &["unknown key `stratgy` in the file; did you mean `strategy`?"]);
     check("steps = 3", &["`steps` must be an array"]);
@@ -152,6 +153,10 @@ fn wrong_plans_are_refused_with_what_to_do() {
     check("steps = [{ shadow = { share = 1, min_samples = 0 } }]", &["from 1 to 1000000000 answers"]);
     check("strategy = \"all-at-once\"\nsteps = [{ pause = {} }]", &["`all-at-once` has no steps"]);
     check("strategy = \"shadow\"\nsteps = [{ pause = {} }]", &["`shadow` needs a `shadow` step"]);
+}
+
+#[test]
+fn wrong_ways_of_dividing_and_copying_calls_are_refused_with_what_to_do() {
     check("sticky = \"user\"", &["`sticky` cannot be `user`; it may be `client`"]);
     check("sticky = { header = \"a\", cookie = \"b\" }", &["keep one of them"]);
     check("sticky = { header = \"a b\" }", &["is not the name of a header"]);

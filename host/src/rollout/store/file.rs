@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use redb::backends::FileBackend;
@@ -30,7 +30,7 @@ const MAGIC: &[u8] = b"redb\x1a\x0a\xa9\x0d\x0a";
 pub(super) struct File {
     path: PathBuf,
     /// Absent after a failure, until the next use opens it anew: after an error redb takes no more writes.
-    database: Mutex<Option<Arc<Database>>>,
+    database: RwLock<Option<Database>>,
     /// Given back when it is dropped, after the database.
     _lock: fs::File,
 }
@@ -62,7 +62,7 @@ impl File {
             Err(error) => return Err(unavailable(&path, format!("{error}; {ANOTHER}"))),
         }
         let database = open(&path)?;
-        Ok(File { path, database: Mutex::new(Some(database)), _lock: lock })
+        Ok(File { path, database: RwLock::new(Some(database)), _lock: lock })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -94,8 +94,13 @@ impl File {
 
     /// Does `work`, in which a damaged file can make redb panic.
     fn guarded<T>(&self, work: impl FnOnce(&Database) -> Result<T, Failure>) -> Result<T, StoreError> {
-        let database = self.database()?;
-        let done = catch_unwind(AssertUnwindSafe(|| work(&database)));
+        self.reopen()?;
+        let held = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(database) = &*held else {
+            return Err(unavailable(&self.path, "it has failed just now; try again".to_owned()));
+        };
+        let done = catch_unwind(AssertUnwindSafe(|| work(database)));
+        drop(held);
         let error = match done {
             Ok(Ok(done)) => return Ok(done),
             Ok(Err(Failure::Record(reason))) => return Err(damaged(&self.path, reason)),
@@ -109,19 +114,22 @@ impl File {
             }
             Err(_) => damaged(&self.path, UNREADABLE.to_owned()),
         };
-        let held = self.database.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let failed = self.database.write().unwrap_or_else(PoisonError::into_inner).take();
         // Closing what is damaged can panic as well.
-        let _ = catch_unwind(AssertUnwindSafe(|| drop((held, database))));
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(failed)));
         Err(error)
     }
 
-    /// The database, opened anew where it has failed.
-    fn database(&self) -> Result<Arc<Database>, StoreError> {
-        let mut database = self.database.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(database) = &*database {
-            return Ok(Arc::clone(database));
+    /// Opens the database anew where it has failed.
+    fn reopen(&self) -> Result<(), StoreError> {
+        if self.database.read().unwrap_or_else(PoisonError::into_inner).is_some() {
+            return Ok(());
         }
-        Ok(Arc::clone(database.insert(open(&self.path)?)))
+        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        if database.is_none() {
+            *database = Some(open(&self.path)?);
+        }
+        Ok(())
     }
 }
 
@@ -184,7 +192,12 @@ fn create(dir: &Path, path: &Path) -> Result<(), StoreError> {
         initialise(file).map_err(io::Error::other)?;
         kept.sync_all()?;
         fs::rename(&new, path)?;
-        fs::File::open(dir)?.sync_all()
+        fs::File::open(dir)?.sync_all()?;
+        // The folder may be new as well. Where its own folder cannot be opened, it was not made by us.
+        if let Some(parent) = dir.parent().and_then(|parent| fs::File::open(parent).ok()) {
+            parent.sync_all()?;
+        }
+        Ok(())
     })();
     made.map_err(|error| unavailable(path, format!("it cannot be made: {error}; {ANOTHER}")))
 }
@@ -199,7 +212,7 @@ fn initialise(file: fs::File) -> Result<(), redb::Error> {
 }
 
 /// Opens a file that is there, looks through all of it, and reads which format it is in.
-fn open(path: &Path) -> Result<Arc<Database>, StoreError> {
+fn open(path: &Path) -> Result<Database, StoreError> {
     let cannot = |error: io::Error| unavailable(path, format!("{error}; {ANOTHER}"));
     let mut options = OpenOptions::new();
     // Asked first: to open a pipe would wait for somebody at its other end.
@@ -234,7 +247,7 @@ fn open(path: &Path) -> Result<Arc<Database>, StoreError> {
         Err(_) => return Err(damaged(path, UNREADABLE.to_owned())),
     };
     match format {
-        Some(FORMAT) => Ok(Arc::new(database)),
+        Some(FORMAT) => Ok(database),
         Some(found) => Err(StoreError::Later { path: path.to_owned(), found, known: FORMAT }),
         None => {
             let reason = "it is a database of something else".to_owned();

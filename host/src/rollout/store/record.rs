@@ -1,4 +1,7 @@
 //! What the store keeps of an app, and of what became of it.
+//!
+//! Members that come later have a default, so that what was kept before can be read; where that is not enough, the
+//! store's format goes up.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -242,6 +242,24 @@ fn a_file_that_was_begun_by_a_process_that_died_is_made_anew() {
     assert!(!dir.path().join("control.redb.new").exists());
 }
 
+#[test]
+fn after_a_failure_it_goes_on_with_what_was_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    store.put("shop", &record(1), &[event(1)]).unwrap();
+    let failed = store.file.write(|transaction| -> Result<(), Failure> {
+        transaction.open_table(RECORDS)?.remove("shop")?;
+        Err(redb::Error::Io(std::io::ErrorKind::StorageFull.into()).into())
+    });
+    let error = failed.unwrap_err().to_string();
+    assert!(error.contains("see that the disk has room"), "{error}");
+    let panicked = store.file.write(|_| -> Result<(), Failure> { panic!("as a damaged file can make it") });
+    assert!(matches!(panicked, Err(StoreError::Damaged { .. })));
+    assert_eq!(shown(&store.apps().unwrap()["shop"]), shown(&record(1)));
+    store.put("shop", &record(2), &[event(2)]).unwrap();
+    assert_eq!(store.history("shop", None, 10).unwrap().len(), 2);
+}
+
 /// What a damaged file may lead to: what was kept, or an error that says so.
 fn kept_or_refused(dir: &Path, expected: &str) -> bool {
     let read = Store::open(dir).and_then(|store| {

@@ -174,7 +174,9 @@ fn outputs_beyond_the_sixteenth_are_left_out() {
 #[test]
 fn http_answers_are_counted_by_status_and_length() {
     let observations = watched();
-    [(200, 1000), (200, 1000), (503, 0)].map(|(status, bytes)| observations.body(status, bytes));
+    for (status, bytes) in [(200, 1000), (200, 1000), (503, 0)] {
+        observations.body(status, bytes);
+    }
     let outputs = observations.read().outputs;
     assert_eq!(outputs["status"].classes, BTreeMap::from([(200, 2), (503, 1)]));
     assert_eq!(outputs["length"].values, Histogram::from(vec![(0, 1), (signed_bucket(1000.0), 2)]));

@@ -4,9 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::de::DeserializeOwned;
 
-use super::schema::{resolve, violations};
+use super::schema::{resolve, strictly, violations};
 use super::*;
 use crate::control::wire::*;
+use crate::rollout::analysis::{AnalysisSettings, Measurement, Metric, MetricSettings};
+use crate::rollout::plan::*;
+use crate::rollout::shadow::{
+    Bin, Captured, Cost, Disagreement, OutputReport, OutputSettings, Report, ShadowSettings,
+};
 
 fn document() -> Value {
     serde_json::from_str(openapi::DOCUMENT).unwrap()
@@ -100,7 +105,7 @@ fn check<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(name: &s
     let schema = &document["components"]["schemas"][name];
     let values: Vec<_> = examples.iter().map(|example| serde_json::to_value(example).unwrap()).collect();
     for (value, example) in values.iter().zip(examples) {
-        assert_eq!(violations(&document, schema, value), [""; 0], "{name}: {value}");
+        assert_eq!(strictly(&document, schema, value), [""; 0], "{name}: {value}");
         assert_eq!(&serde_json::from_value::<T>(value.clone()).unwrap(), example, "{name}");
         // Nothing fits that serde would not read, as far as leaving one out or putting one in goes.
         let Some(object) = value.as_object() else { continue };
@@ -129,8 +134,9 @@ fn check<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(name: &s
     assert_eq!(described, shown.collect(), "{name}");
 }
 
+/// Whether hosts alone say it.
 fn is_in_answers(name: &str) -> bool {
-    !["Prepare", "Source", "Start", "Command"].contains(&name)
+    document()["components"]["schemas"][name]["additionalProperties"] != false
 }
 
 #[test]
@@ -178,9 +184,103 @@ fn forms_are_those_that_are_read_and_written() {
     check("RolloutStatus", &[fake::rollout(), RolloutStatus { stable: None, ..fake::rollout() }]);
     check("HistoryEntry", &[fake::entry(1, "a"), HistoryEntry { revision: None, ..fake::entry(2, "a") }]);
     check("HostStatus", &[HostStatus { version: "1".to_owned(), apps: vec![fake::app("digits")] }]);
+}
+
+#[test]
+fn forms_of_plans_are_those_that_are_read_and_written() {
+    let route = || HeaderRoute { header: "x-try".to_owned(), value: "1".to_owned(), revision: Side::Stable };
+    let steps = vec![
+        Step::SetWeight(500),
+        Step::Pause(Pause { duration_s: Some(60) }),
+        Step::SetHeaderRoute(HeaderRoute { value: "2".to_owned(), revision: Side::Candidate, ..route() }),
+        Step::Shadow(ShadowStep { share: 1000, min_samples: 10, timeout_s: Some(60) }),
+        Step::Analysis(AnalysisStep { min_samples: Some(10), timeout_s: Some(60) }),
+    ];
+    check("Step", &steps);
+    check("HeaderRoute", &[route()]);
+    let sticky = [Sticky::Header("x-user".to_owned()), Sticky::Cookie("user".to_owned()), Sticky::Client];
+    check("Sticky", &sticky);
+    let output = OutputSettings { absolute: Some(0.1), relative: Some(0.1), top_k: Some(1), ignore: true };
+    check("OutputSettings", &[output.clone(), OutputSettings::default()]);
+    let outputs = BTreeMap::from([("scores".to_owned(), output)]);
+    check("ShadowSettings", &[ShadowSettings { outputs, ..ShadowSettings::default() }]);
+    let metric = MetricSettings {
+        compare: false,
+        dry_run: true,
+        tolerance: Some(1.5),
+        min_difference: Some(0.1),
+        min: Some(0.5),
+        max: Some(0.9),
+        failure_min: Some(0.25),
+        failure_max: Some(1.0),
+        samples: 7,
+        count: 2,
+        failure_limit: 1,
+        inconclusive_limit: 1,
+        consecutive_error_limit: 1,
+    };
+    check("MetricSettings", &[metric, MetricSettings::default()]);
+    let metrics = Metric::ALL.map(|name| (name, MetricSettings { dry_run: true, ..Default::default() }));
+    let analysis = AnalysisSettings { metrics: metrics.into_iter().collect(), ..Default::default() };
+    check("AnalysisSettings", std::slice::from_ref(&analysis));
+    let sticky = Some(Sticky::Client);
+    let plan = Plan { steps, sticky, header_routes: vec![route()], analysis, ..Plan::of(Strategy::Canary) };
+    check("Plan", &[plan]);
+    // What of these can be left out hangs together with the rest of them.
+    let document = document();
+    for strategy in [Strategy::AllAtOnce, Strategy::Canary, Strategy::Shadow, Strategy::Manual] {
+        let plan = serde_json::to_value(Plan::of(strategy)).unwrap();
+        let schema = &document["components"]["schemas"]["Plan"];
+        assert_eq!(strictly(&document, schema, &plan), [""; 0], "{strategy:?}");
+    }
+}
+
+#[test]
+fn forms_of_numbers_are_those_that_are_written() {
+    let measurement = |phase: &str, value: Option<f64>| Measurement {
+        function: "digits".to_owned(),
+        metric: Metric::LatencyP99.name().to_owned(),
+        phase: phase.to_owned(),
+        stable: value,
+        candidate: value,
+        stable_samples: 900,
+        candidate_samples: 100,
+        evidence: 0.5,
+        needed: 800.0,
+        dry_run: false,
+        text: "as quick".to_owned(),
+    };
+    check("Measurement", &[measurement("running", Some(1.5)), measurement("error", None)]);
+    let cost = Cost {
+        calls: 1,
+        mean_ms: Some(1.0),
+        p50_ms: Some(1.0),
+        p99_ms: Some(1.0),
+        infer_ms: Some(0.5),
+        memory_peak_bytes: Some(1),
+        mean_fuel: Some(1e6),
+    };
+    check("ShadowCost", &[cost, Cost::default()]);
+    let bins = vec![Bin { up_to: Some(1.0), candidate: 1, stable: 2 }, Bin::default()];
+    let output = OutputReport { largest: Some(1.0), distances: bins, ..OutputReport::default() };
+    check("ShadowOutput", &[output.clone(), OutputReport::default()]);
+    let request = Captured { call: json!({"inputs": []}), truncated: true };
+    let what = vec!["otherwise".to_owned()];
+    let worst = Disagreement { what, request: Some(request), ..Disagreement::default() };
+    check("Disagreement", &[worst.clone(), Disagreement::default()]);
+    let counts = BTreeMap::from([("trap".to_owned(), 1)]);
+    let report = Report {
+        outputs: vec![output],
+        worst: vec![worst],
+        failures: counts.clone(),
+        left_out: counts,
+        ..Report::default()
+    };
+    check("ShadowReport", &[report.clone(), Report::default()]);
+    let functions = vec![report];
     check(
         "ShadowStatus",
-        &[ShadowStatus { app: "a".to_owned(), stable: Some(1), candidate: None, functions: vec![] }],
+        &[ShadowStatus { app: "a".to_owned(), stable: Some(1), candidate: None, functions }],
     );
 }
 
@@ -243,7 +343,9 @@ async fn answers_of_a_host_fit_the_description() {
                 };
                 assert!(!values.is_empty());
                 for value in values {
-                    assert_eq!(violations(&document, &form["schema"], &value), [""; 0], "{method} {path}");
+                    if operation["operationId"] != "describe" {
+                        assert_eq!(strictly(&document, &form["schema"], &value), [""; 0], "{method} {path}");
+                    }
                 }
             }
         }
@@ -254,6 +356,10 @@ async fn answers_of_a_host_fit_the_description() {
 fn every_name_of_an_error_is_its_own() {
     let names: BTreeSet<_> = ControlError::ALL.iter().map(|(name, _)| name).collect();
     assert_eq!(names.len(), ControlError::ALL.len());
+    let document = document();
+    let told = document["components"]["schemas"]["Refusal"]["properties"]["title"]["description"].as_str();
+    let told: Vec<_> = told.unwrap().split('`').skip(1).step_by(2).collect();
+    assert_eq!(told, ControlError::ALL.iter().map(|(name, _)| *name).collect::<Vec<_>>());
     for (name, status) in ControlError::ALL {
         assert!(name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-'), "{name}");
         assert!((400..600).contains(status) && StatusCode::from_u16(*status).is_ok(), "{name}");

@@ -4,9 +4,22 @@ use serde_json::{Map, Value};
 
 /// What is wrong with a value, by a schema of `document`.
 pub(super) fn violations(document: &Value, schema: &Value, value: &Value) -> Vec<String> {
-    let mut found = Vec::new();
-    check(document, schema, value, "", &mut found);
-    found
+    let mut checked = Checked { document, is_strict: false, found: Vec::new() };
+    checked.check(schema, value, "");
+    checked.found
+}
+
+/// The same, where members that are not described are wrong too.
+pub(super) fn strictly(document: &Value, schema: &Value, value: &Value) -> Vec<String> {
+    let mut checked = Checked { document, is_strict: true, found: Vec::new() };
+    checked.check(schema, value, "");
+    checked.found
+}
+
+struct Checked<'d> {
+    document: &'d Value,
+    is_strict: bool,
+    found: Vec<String>,
 }
 
 /// The schema itself, where it is only referred to.
@@ -20,87 +33,97 @@ pub(super) fn resolve<'d>(document: &'d Value, schema: &'d Value) -> &'d Value {
     }
 }
 
-fn check(document: &Value, schema: &Value, value: &Value, at: &str, found: &mut Vec<String>) {
-    let schema = resolve(document, schema).as_object().unwrap();
-    let number = |key: &str| schema.get(key).and_then(Value::as_f64);
-    for (key, rule) in schema {
-        match key.as_str() {
-            "description" | "default" | "discriminator" | "format" | "required" => {}
+impl Checked<'_> {
+    fn fail(&mut self, at: &str, what: String) {
+        self.found.push(format!("{at} {what}"));
+    }
+
+    fn check(&mut self, schema: &Value, value: &Value, at: &str) {
+        let schema = resolve(self.document, schema).as_object().unwrap();
+        for (key, rule) in schema {
+            self.rule(key, rule, value, at);
+        }
+        if let Some(object) = value.as_object() {
+            self.members(schema, object, at);
+        }
+    }
+
+    fn rule(&mut self, key: &str, rule: &Value, value: &Value, at: &str) {
+        match key {
+            // Members are looked at together.
+            "properties" | "additionalProperties" | "required" => {}
+            "description" | "default" | "discriminator" | "format" => {}
             "type" => {
                 let is_one = match rule {
                     Value::Array(types) => types.iter().any(|one| is_of(one, value)),
                     one => is_of(one, value),
                 };
                 if !is_one {
-                    found.push(format!("{at} must be {rule}, not {value}"));
+                    self.fail(at, format!("must be {rule}, not {value}"));
                 }
             }
-            "const" if rule != value => found.push(format!("{at} must be {rule}, not {value}")),
+            "const" if rule != value => self.fail(at, format!("must be {rule}, not {value}")),
             "enum" if !rule.as_array().unwrap().contains(value) => {
-                found.push(format!("{at} must be one of {rule}, not {value}"));
+                self.fail(at, format!("must be one of {rule}, not {value}"));
             }
             "const" | "enum" => {}
-            "minimum" if value.as_f64() < number("minimum") && value.is_number() => {
-                found.push(format!("{at} is too small: {value}"));
+            "minimum" if value.is_number() && value.as_f64() < rule.as_f64() => {
+                self.fail(at, format!("is too small: {value}"));
             }
-            "maximum" if value.as_f64() > number("maximum") => {
-                found.push(format!("{at} is too large: {value}"));
-            }
+            "maximum" if value.as_f64() > rule.as_f64() => self.fail(at, format!("is too large: {value}")),
             "minimum" | "maximum" => {}
             "maxLength" => {
                 let longest = usize::try_from(rule.as_u64().unwrap()).unwrap();
                 if value.as_str().is_some_and(|text| text.chars().count() > longest) {
-                    found.push(format!("{at} is too long"));
+                    self.fail(at, "is too long".to_owned());
                 }
             }
             "pattern" => {
                 if value.as_str().is_some_and(|text| !fits(rule.as_str().unwrap(), text)) {
-                    found.push(format!("{at} does not fit {rule}: {value}"));
+                    self.fail(at, format!("does not fit {rule}: {value}"));
                 }
             }
             "items" => {
                 for (index, item) in value.as_array().into_iter().flatten().enumerate() {
-                    check(document, rule, item, &format!("{at}/{index}"), found);
+                    self.check(rule, item, &format!("{at}/{index}"));
                 }
             }
             "oneOf" => {
-                let fitting = rule.as_array().unwrap().iter();
-                let fitting = fitting.filter(|one| violations(document, one, value).is_empty()).count();
-                if fitting != 1 {
-                    found.push(format!("{at} fits {fitting} of the forms that it may have: {value}"));
+                let forms = rule.as_array().unwrap().iter();
+                let fitting: Vec<_> =
+                    forms.filter(|one| violations(self.document, one, value).is_empty()).collect();
+                match fitting.as_slice() {
+                    [one] => self.check(one, value, at),
+                    several => {
+                        self.fail(
+                            at,
+                            format!("fits {} of the forms that it may have: {value}", several.len()),
+                        );
+                    }
                 }
             }
-            "properties" | "additionalProperties" => {}
             unknown => panic!("`{unknown}` is not known here"),
         }
     }
-    if let Some(object) = value.as_object() {
-        members(document, schema, object, at, found);
-    }
-}
 
-fn members(
-    document: &Value,
-    schema: &Map<String, Value>,
-    object: &Map<String, Value>,
-    at: &str,
-    found: &mut Vec<String>,
-) {
-    let properties = schema.get("properties").and_then(Value::as_object);
-    for required in schema.get("required").and_then(Value::as_array).into_iter().flatten() {
-        if !object.contains_key(required.as_str().unwrap()) {
-            found.push(format!("{at} lacks {required}"));
+    fn members(&mut self, schema: &Map<String, Value>, object: &Map<String, Value>, at: &str) {
+        let properties = schema.get("properties").and_then(Value::as_object);
+        for required in schema.get("required").and_then(Value::as_array).into_iter().flatten() {
+            if !object.contains_key(required.as_str().unwrap()) {
+                self.fail(at, format!("lacks {required}"));
+            }
         }
-    }
-    for (key, value) in object {
-        let at = format!("{at}/{key}");
-        match properties.and_then(|properties| properties.get(key)) {
-            Some(schema) => check(document, schema, value, &at, found),
-            None => match schema.get("additionalProperties") {
-                Some(Value::Bool(false)) => found.push(format!("{at} is not known")),
-                Some(schema @ Value::Object(_)) => check(document, schema, value, &at, found),
-                _ => {}
-            },
+        for (key, value) in object {
+            let at = format!("{at}/{key}");
+            let described = properties.and_then(|properties| properties.get(key));
+            match described.or_else(|| schema.get("additionalProperties")) {
+                Some(Value::Bool(false)) => self.fail(&at, "is not known".to_owned()),
+                Some(schema) => self.check(schema, value, &at),
+                None if self.is_strict && properties.is_some() => {
+                    self.fail(&at, "is not described".to_owned());
+                }
+                None => {}
+            }
         }
     }
 }
