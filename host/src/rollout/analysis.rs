@@ -21,11 +21,11 @@ use watched::Watched;
 
 /// The steps of the default canary: percent of the traffic, and the calls that the candidate must have answered at that
 /// weight before it takes more. After the last of them it takes all.
-pub const DEFAULT_STEPS: [(f64, u64); 3] = [(5.0, 500), (20.0, 1000), (50.0, 1500)];
+pub const DEFAULT_STEPS: [(f64, u64); 3] = [(5.0, 500), (20.0, 1000), (50.0, 2000)];
 
-/// A candidate that something speaks against, but not enough, answers up to so many times the calls of a step before
-/// a person must decide.
-const PATIENCE: u64 = 4;
+/// A candidate that something speaks against, but not enough, is looked at up to so many times as often as a step needs
+/// before a person must decide.
+const PATIENCE: u32 = 4;
 
 /// What was counted of one function since the last look.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -138,15 +138,20 @@ impl Analysis {
 
     /// What becomes of the candidate where this step needs `min_samples` calls.
     pub fn judged_at(&self, min_samples: u64) -> Judgement {
-        self.judge(self.candidate_samples(), min_samples)
+        let looks = self.settings.min_looks;
+        let waited_for = self.waited_for(|function| function.in_step.calls());
+        let seen = |looks: u32| waited_for.iter().all(|function| function.seen_times(&self.settings, looks));
+        let patient = seen(looks.saturating_mul(PATIENCE));
+        self.judge(self.candidate_samples(), min_samples, seen(looks), patient)
     }
 
     /// What becomes of the candidate where this step needs `min_samples` shadowed calls that were compared.
     pub fn judged_by_shadow(&self, min_samples: u64) -> Judgement {
-        self.judge(self.shadow_samples(), min_samples)
+        self.judge(self.shadow_samples(), min_samples, true, true)
     }
 
-    fn judge(&self, samples: u64, min_samples: u64) -> Judgement {
+    /// `seen` is whether there were looks enough, and `patient` whether there were so many that more will not help.
+    fn judge(&self, samples: u64, min_samples: u64, seen: bool, patient: bool) -> Judgement {
         if let Some(reason) = &self.failed {
             return Judgement::Failed { reason: reason.clone() };
         }
@@ -154,43 +159,41 @@ impl Analysis {
             return Judgement::Inconclusive { reason: reason.clone() };
         }
         let enough = |function: &Watched| function.enough(&self.settings);
-        if samples < min_samples.max(1) || !self.functions.values().all(enough) {
+        if samples < min_samples.max(1) || !seen || !self.functions.values().all(enough) {
             return Judgement::Going;
         }
-        let doubted = self
-            .functions
-            .iter()
-            .find_map(|(name, function)| Some((name, function.doubted(&self.settings, self.needed())?)));
-        match doubted {
-            None => Judgement::Enough,
-            Some(_) if samples < min_samples.saturating_mul(PATIENCE) => Judgement::Going,
-            Some((name, metric)) => Judgement::Inconclusive {
-                reason: format!(
-                    "function `{name}`: after {samples} calls of the candidate in this step it can still not be told                      whether its {metric} is worse than the stable revision's: look at the numbers, then promote or                      roll back"
-                ),
-            },
+        let doubted =
+            |(name, function): (_, &Watched)| Some((name, function.doubted(&self.settings, self.needed())?));
+        let Some((name, metric)) = self.functions.iter().find_map(doubted) else { return Judgement::Enough };
+        if samples < min_samples.saturating_mul(u64::from(PATIENCE)) || !patient {
+            return Judgement::Going;
         }
+        let reason = format!(
+            "function `{name}`: after {samples} calls of the candidate in this step it can still not be told whether \
+             its {metric} is worse than the stable revision's: look at the numbers, then promote or roll back"
+        );
+        Judgement::Inconclusive { reason }
     }
 
     /// Calls that the candidate has answered in this step: of the function that has the fewest, of those that take a
     /// fair share of the app's calls.
     pub fn candidate_samples(&self) -> u64 {
-        self.fewest(|function| function.in_step.candidate, |function| function.in_step.stable)
+        let waited_for = self.waited_for(|function| function.in_step.calls());
+        waited_for.iter().map(|function| function.in_step.candidate).min().unwrap_or(0)
     }
 
     /// Shadowed calls that were compared in this step; of functions as with [`Analysis::candidate_samples`].
     pub fn shadow_samples(&self) -> u64 {
-        self.fewest(|function| function.in_step.shadow.compared, |_| 0)
+        let compared = |function: &Watched| function.in_step.shadow.compared;
+        self.waited_for(compared).into_iter().map(compared).min().unwrap_or(0)
     }
 
-    /// Functions that take less than a quarter of an equal share are not waited for.
-    fn fewest(&self, samples: impl Fn(&Watched) -> u64, others: impl Fn(&Watched) -> u64) -> u64 {
-        let calls = |function: &Watched| samples(function).saturating_add(others(function));
+    /// The functions that take a quarter of an equal share of the app's calls, or more.
+    fn waited_for(&self, calls: impl Fn(&Watched) -> u64) -> Vec<&Watched> {
         let total =
             self.functions.values().fold(0u64, |total, function| total.saturating_add(calls(function)));
         let fair = total / (4 * self.functions.len().max(1) as u64);
-        let waited_for = self.functions.values().filter(|function| calls(function) >= fair);
-        waited_for.map(&samples).min().unwrap_or(0)
+        self.functions.values().filter(|function| calls(function) >= fair).collect()
     }
 
     /// Begins a step with other weights: samples are counted anew, the evidence stays.

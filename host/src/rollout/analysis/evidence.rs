@@ -96,6 +96,11 @@ impl Finding {
     pub(super) fn of(part: String, table: Table, ratios: &[(f64, f64)]) -> Finding {
         Finding { part, table, logs: table.likelihood_ratios(ratios) }
     }
+
+    /// Has it multiply the evidence by `most` at most, which leaves its mean at 1 or below.
+    pub(super) fn cap(&mut self, most: f64) {
+        self.logs.iter_mut().for_each(|log| *log = log.min(most.ln()));
+    }
 }
 
 impl Evidence {

@@ -41,7 +41,7 @@ impl Watched {
             );
         }
         if let Some(value) = bounds.and_then(Bounds::last) {
-            text += &format!("; within bounds set for it: {}, last {value:.4}", phase_of(bounds));
+            text += &format!("; against its bounds: {}, with {value:.4} last", phase_of(bounds));
         }
         Measurement {
             function: function.to_owned(),
@@ -97,21 +97,18 @@ impl Watched {
         candidate: Option<f64>,
     ) -> String {
         let tolerance = settings.tolerance_of(metric);
-        let (Some(stable), Some(candidate)) = (stable, candidate) else {
-            return format!("{metric}: nothing to compare yet");
+        let (stable, candidate) = match (stable, candidate) {
+            (Some(stable), Some(candidate)) => (stable, candidate),
+            (None, Some(candidate)) => {
+                return format!("{metric}: {}, and nothing to compare it with yet", value(metric, candidate));
+            }
+            _ => return format!("{metric}: nothing to tell yet"),
         };
         match metric {
-            Metric::LatencyP50 | Metric::LatencyP99 => {
-                let (of_candidate, of_stable) = (short(candidate), short(stable));
+            Metric::LatencyP50 | Metric::LatencyP99 | Metric::Memory => {
+                let (of_candidate, of_stable) = (value(metric, candidate), value(metric, stable));
                 format!(
-                    "{metric}: {of_candidate} ms against {of_stable} ms, and {tolerance} times that is tolerated"
-                )
-            }
-            Metric::Memory => {
-                let mib = |bytes: f64| short(bytes / f64::from(1 << 20));
-                let (of_candidate, of_stable) = (mib(candidate), mib(stable));
-                format!(
-                    "{metric}: {of_candidate} MiB against {of_stable} MiB, and {tolerance} times that is tolerated"
+                    "{metric}: {of_candidate} against {of_stable}, of which {tolerance} times is tolerated"
                 )
             }
             Metric::Drift => {
@@ -120,8 +117,17 @@ impl Watched {
                 let part = worst.map(|(part, _)| describe(part, stable, candidate));
                 format!("{metric}: {}", part.unwrap_or_default())
             }
-            _ => format!("{metric}: {} against {}", percent(candidate), percent(stable)),
+            _ => format!("{metric}: {} against {}", value(metric, candidate), value(metric, stable)),
         }
+    }
+}
+
+/// A value with its unit.
+fn value(metric: Metric, value: f64) -> String {
+    match metric {
+        Metric::LatencyP50 | Metric::LatencyP99 => format!("{} ms", short(value)),
+        Metric::Memory => format!("{} MiB", short(value / f64::from(1 << 20))),
+        _ => percent(value),
     }
 }
 

@@ -101,6 +101,9 @@ pub struct AnalysisSettings {
     pub initial_delay_s: f64,
     /// Calls that the candidate must have answered in each step before it may go on.
     pub min_samples: u64,
+    /// Looks with answers of the candidate that each step takes at least, where times are compared: one look alone proves
+    /// little about times, for what holds up a revision for a moment makes many calls slow at once.
+    pub min_looks: u32,
     /// The largest probability with which a candidate that is as good as the stable revision is rolled back, over the
     /// whole rollout, however often it is looked at, all functions and metrics together.
     pub false_alarm: f64,
@@ -112,9 +115,10 @@ pub struct AnalysisSettings {
 impl Default for AnalysisSettings {
     fn default() -> Self {
         AnalysisSettings {
-            interval_s: 10.0,
+            interval_s: 5.0,
             initial_delay_s: 0.0,
             min_samples: 500,
+            min_looks: 5,
             false_alarm: 0.01,
             metrics: BTreeMap::new(),
         }
@@ -207,6 +211,9 @@ impl AnalysisSettings {
             return Err(
                 "min_samples must be at least 1: without a call of the candidate nothing is known".into()
             );
+        }
+        if !(1..=1000).contains(&self.min_looks) {
+            return Err(format!("min_looks must be from 1 to 1000, and it is {}", self.min_looks));
         }
         for (metric, settings) in &self.metrics {
             settings.check(*metric).map_err(|wrong| format!("metrics.{metric}: {wrong}"))?;

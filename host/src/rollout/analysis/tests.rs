@@ -196,21 +196,46 @@ fn functions_that_take_few_calls_are_not_waited_for_and_unknown_ones_are_left_ou
 
 #[test]
 fn what_is_doubtful_takes_longer_and_then_a_person() {
-    let mut analysis = analysis("min_samples = 100");
+    let mut analysis = analysis("min_samples = 100\nmin_looks = 1");
     look(&mut analysis, tally(1800, 3), tally(200, 4));
     let Some(found) = analysis.functions["f"].doubted(&analysis.settings, 1000.0) else { panic!() };
     assert_eq!((found, analysis.judged()), (Metric::SuccessRate, Judgement::Going));
     look(&mut analysis, tally(1800, 3), tally(200, 1));
+    assert_eq!(analysis.judged(), Judgement::Going);
+    (0..2).for_each(|_| drop(look(&mut analysis, tally(18, 0), tally(2, 0))));
     let Judgement::Inconclusive { reason } = analysis.judged() else { panic!("{:?}", analysis.judged()) };
-    assert!(reason.contains("after 400 calls") && reason.contains("success_rate"), "{reason}");
+    assert!(reason.contains("after 404 calls") && reason.contains("success_rate"), "{reason}");
     analysis.next_step();
     assert_eq!(analysis.judged(), Judgement::Going);
 }
 
 #[test]
+fn times_must_be_worse_again_and_again() {
+    let of = |requests: u64, milliseconds: u64| {
+        let latency = Histogram::from(vec![(bucket(milliseconds * 1_000_000), requests)]);
+        Tally { latency, ..tally(requests, 0) }
+    };
+    let mut analysis = analysis("min_samples = 10");
+    let looks_until = |judged: fn(&Judgement) -> bool, analysis: &mut Analysis, slow: u64| {
+        (1..100).find(|_| {
+            look(analysis, of(900, 5), of(100, slow));
+            judged(&analysis.judged())
+        })
+    };
+    let enough = |judged: &Judgement| *judged == Judgement::Enough;
+    assert_eq!(looks_until(enough, &mut analysis, 5), Some(5));
+    // Everything at once is slower a hundredfold, but for a moment alone.
+    look(&mut analysis, of(900, 5), of(100, 500));
+    assert_eq!(looks_until(enough, &mut analysis, 5), Some(1));
+    let failed = |judged: &Judgement| matches!(judged, Judgement::Failed { .. });
+    let looks = looks_until(failed, &mut analysis, 500).unwrap();
+    assert!((6..12).contains(&looks), "{looks}");
+}
+
+#[test]
 fn what_is_only_shown_decides_nothing_and_costs_the_others_nothing() {
     let mut analysis = analysis(
-        "min_samples = 100\nmetrics.success_rate.dry_run = true\nmetrics.error_rate.compare = false",
+        "min_samples = 100\nmin_looks = 1\nmetrics.success_rate.dry_run = true\nmetrics.error_rate.compare = false",
     );
     let measurements = look(&mut analysis, tally(1000, 0), tally(100, 100));
     let shown = measured(&measurements, Metric::SuccessRate);
@@ -259,7 +284,7 @@ fn bounds_are_held_whatever_the_stable_revision_does() {
 #[test]
 fn what_cannot_be_measured_is_left_to_a_person() {
     let mut analysis = analysis(
-        "min_samples = 1\n[metrics.memory]\nmax = 1e9\ncompare = false\nconsecutive_error_limit = 1",
+        "min_samples = 1\nmin_looks = 1\n[metrics.memory]\nmax = 1e9\ncompare = false\nconsecutive_error_limit = 1",
     );
     look(&mut analysis, tally(10, 0), tally(100, 0));
     assert_eq!(analysis.judged(), Judgement::Enough);

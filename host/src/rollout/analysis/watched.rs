@@ -17,6 +17,10 @@ use super::{Arms, ShadowCounts};
 const BLOCK: u64 = 40;
 /// The same for times, sizes and answers, whose thresholds are found within a block.
 const LARGE_BLOCK: u64 = 200;
+/// What one block may multiply the evidence about times by. Whatever holds up one of the revisions for a moment, its
+/// graph being loaded say, makes many calls slow at once, which are then no proof each: times must be worse again and
+/// again.
+const MOST_OF_A_BLOCK: f64 = 4.0;
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -24,8 +28,10 @@ pub(super) struct Watched {
     /// Since the beginning of this step, and of the rollout.
     pub(super) in_step: Samples,
     pub(super) in_all: Samples,
-    /// The same by how calls ended.
+    /// Since the beginning of the rollout, by how they ended: of the stable revision, and of the candidate.
     pub(super) ended: [Counts; 2],
+    /// Looks in this step at which there were times of both.
+    looks_at_times: u32,
     /// What no block has taken in yet.
     counts: [Counts; 2],
     shadow: ShadowCounts,
@@ -48,6 +54,10 @@ pub(super) struct Samples {
 }
 
 impl Samples {
+    pub(super) fn calls(&self) -> u64 {
+        self.stable.saturating_add(self.candidate)
+    }
+
     fn add(&mut self, arms: &Arms) {
         self.stable = self.stable.saturating_add(arms.stable.requests);
         self.candidate = self.candidate.saturating_add(arms.candidate.requests);
@@ -67,6 +77,8 @@ impl Watched {
     /// Takes in what was counted, and answers what follows from bounds.
     pub(super) fn look(&mut self, settings: &AnalysisSettings, step: u32, arms: &Arms) -> Vec<Verdict> {
         self.in_step.add(arms);
+        let times_of_both = !arms.candidate.latency.is_empty() && !arms.stable.latency.is_empty();
+        self.looks_at_times = self.looks_at_times.saturating_add(u32::from(times_of_both));
         self.in_all.add(arms);
         for (held, tally) in [(0, &arms.stable), (1, &arms.candidate)] {
             self.counts[held].add(tally);
@@ -94,6 +106,7 @@ impl Watched {
         // Weights differ from now on, and calls of different weights never meet in one block.
         self.close_blocks(settings, step, 1, 1);
         self.in_step = Samples::default();
+        self.looks_at_times = 0;
         self.latency = Known::default();
         self.memory = Known::default();
         self.bounds.values_mut().for_each(Bounds::next_step);
@@ -122,7 +135,8 @@ impl Watched {
         let tolerance = |metric: Metric| settings.metric(metric).tolerance_of(metric);
         for metric in [Metric::LatencyP50, Metric::LatencyP99] {
             let (stable, candidate) = (&stable.latency, &candidate.latency);
-            let findings = compare::of_sizes(metric, stable, candidate, &self.latency, tolerance(metric));
+            let mut findings = compare::of_sizes(metric, stable, candidate, &self.latency, tolerance(metric));
+            findings.iter_mut().for_each(|finding| finding.cap(MOST_OF_A_BLOCK));
             self.add(settings, metric, &findings, step, false);
         }
         self.latency.add(&stable.latency, &candidate.latency);
@@ -183,6 +197,13 @@ impl Watched {
     fn furthest_drift(&self) -> Option<f64> {
         let (stable, candidate) = self.evidence.get(&Metric::Drift)?.furthest()?;
         Some((stable - candidate).abs())
+    }
+
+    /// Whether times were looked at so often in this step that they could have shown, where there are any to compare.
+    pub(super) fn seen_times(&self, settings: &AnalysisSettings, looks: u32) -> bool {
+        let times = [Metric::LatencyP50, Metric::LatencyP99].map(|metric| settings.metric(metric));
+        let compared = times.iter().any(|times| times.compare && !times.dry_run);
+        !compared || self.looks_at_times == 0 || self.looks_at_times >= looks
     }
 
     /// Whether bounds have as many values in this step as they need.

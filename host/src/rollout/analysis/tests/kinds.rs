@@ -28,6 +28,7 @@ pub(super) fn good_kinds() -> Vec<Kind> {
         Kind { traffic: Traffic::Bursty, ..good("equal, bursts and outages") },
         Kind { traffic: Traffic::AlmostNone, ..good("equal, almost no traffic") },
         Kind { traffic: Traffic::ChangingWeights, ..good("equal, weights that change, bursts and outages") },
+        Kind { traffic: Traffic::Stalls, ..good("equal, each stalls for 2 % of the time by itself") },
         both(good("equal, three of ten calls fail"), failing),
         both(good("equal, times spread widely"), wide),
         both(good("equal, always the same time"), Behaviour { spread: 0.0, ..usual() }),

@@ -72,6 +72,8 @@ pub(super) enum Traffic {
     Bursty,
     /// Ten between two looks, and a few hundred in all.
     AlmostNone,
+    /// Even, but now and then one of the revisions, by itself, is ten times slower for a while.
+    Stalls,
     /// The weight of the candidate goes up and down between looks while calls come in bursts.
     ChangingWeights,
 }
@@ -177,6 +179,8 @@ struct Calls<'a> {
     of: &'a Simulated<'a>,
     chance: Chance,
     weather: Weather,
+    /// Until which call the stable revision is slow, and the candidate.
+    stalled: [u64; 2],
     /// All calls so far, and those of the candidate.
     drawn: u64,
     of_candidate: u64,
@@ -188,6 +192,7 @@ impl<'a> Calls<'a> {
             of,
             chance: Chance(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d_4c95_7f2d),
             weather: Weather { slower: 0, failing: 0.0 },
+            stalled: [0; 2],
             drawn: 0,
             of_candidate: 0,
         }
@@ -207,7 +212,7 @@ impl<'a> Calls<'a> {
         let (mut stable, mut candidate) = (Counted::new(), Counted::new());
         let bursty = matches!(kind.traffic, Traffic::Bursty | Traffic::ChangingWeights);
         let calls = match kind.traffic {
-            Traffic::Even => even / 2 + self.chance.next() % even,
+            Traffic::Even | Traffic::Stalls => even / 2 + self.chance.next() % even,
             Traffic::AlmostNone => self.chance.next() % 21,
             _ => [0, even / 10, even, 3 * even][(self.chance.next() % 4) as usize],
         };
@@ -220,7 +225,17 @@ impl<'a> Calls<'a> {
                 };
             }
             self.drawn += 1;
-            if self.chance.share() < weight {
+            let to_candidate = self.chance.share() < weight;
+            if kind.traffic == Traffic::Stalls {
+                for stalled in &mut self.stalled {
+                    if self.chance.share() < 1.0 / 5000.0 {
+                        *stalled = self.drawn + 100;
+                    }
+                }
+                let stalled = self.drawn < self.stalled[usize::from(to_candidate)];
+                self.weather.slower = if stalled { 53 } else { 0 };
+            }
+            if to_candidate {
                 self.of_candidate += 1;
                 let behaves = if self.of_candidate > kind.from { candidate_draws } else { stable_draws };
                 behaves.call(&mut self.chance, self.weather, &mut candidate);
