@@ -95,10 +95,13 @@ async fn deployed(control: &Control, image: &Image) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// When a call began, and how long it took.
+type Call = (Instant, Duration);
+
 /// Callers at an even rate, on threads: tokio's timer counts in whole milliseconds.
 struct Paced {
     stop: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<anyhow::Result<Vec<(Instant, Duration)>>>>,
+    threads: Vec<JoinHandle<anyhow::Result<Vec<Call>>>>,
 }
 
 impl Paced {

@@ -1,6 +1,7 @@
 //! Makes a revision ready: fetched, verified, compared with the live one, compiled, loaded, and tried out with its golden
 //! samples. What is live is touched by nothing of this.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,8 +13,8 @@ use crate::artifact::oci::Digest;
 use crate::control::ControlError;
 use crate::control::source::{App, Image, blocking};
 use crate::control::wire::{Prepare, Prepared, Progress, Source};
-use crate::deploy::Step;
 use crate::deploy::compatibility::{Described, capabilities_grown, interface_breaks};
+use crate::deploy::{Interface, Step};
 use crate::function::{Conflict, Release, Snapshot, Traffic};
 use crate::rollout::store::{AppRecord, Event, RevisionRecord};
 use crate::samples::{self, Verdict, files};
@@ -88,7 +89,7 @@ impl Controller {
         slot: &Slot,
         request: &Prepare,
         image: &Image,
-        app: App,
+        mut app: App,
         reporter: &Reporter,
     ) -> Result<(u64, bool, bool), ControlError> {
         let digest = image.digest.to_string();
@@ -105,7 +106,7 @@ impl Controller {
             }
             if let Some(live) = state.stable() {
                 let new = Described { manifest: &app.manifest, interfaces: &app.interfaces };
-                compare(&live.described(), &new, request)?;
+                check_capabilities(&live.described(), &new, request)?;
             }
             // Taken and kept at once, so that no number is ever given twice.
             let mut record = state.record.clone();
@@ -116,10 +117,21 @@ impl Controller {
         };
         let release = self.release(&app, revision, digest.clone(), reporter).await?;
         self.check_conflicts(&slot.name, &release)?;
+        // By what the functions themselves say: an image may say anything of them.
+        app.interfaces = interfaces(&app, &release);
+        if let Some(live) = slot.state.lock().await.stable() {
+            let new = Described { manifest: &app.manifest, interfaces: &app.interfaces };
+            let compared = async { check_interface(&live.described(), &new, request) };
+            reporter.step("compare", compared).await?;
+        }
         reporter.step("load models", warm(&release)).await?;
         if request.skip_samples {
             reporter
                 .say(Progress::Warning { text: "golden samples are not run (`skip_samples`)".to_owned() });
+        } else if app.files.samples.values().all(BTreeMap::is_empty) {
+            let text =
+                "it has no golden samples, so its answers were not looked at (docs/samples.md)".to_owned();
+            reporter.say(Progress::Warning { text });
         } else {
             reporter.step("golden samples", try_out(&release, &app, reporter)).await?;
         }
@@ -286,25 +298,51 @@ fn same(state: &State, digest: &str, request: &Prepare) -> Option<(u64, bool, bo
 }
 
 /// # Errors
-/// Where callers may break, or the revision may do more, and nobody said that this is meant.
-fn compare(live: &Described<'_>, new: &Described<'_>, request: &Prepare) -> Result<(), ControlError> {
-    let listed =
-        |sentences: Vec<String>| sentences.iter().map(|one| format!("\n- {one}")).collect::<String>();
+/// Where callers of the live revision may break, and nobody said that this is meant.
+fn check_interface(live: &Described<'_>, new: &Described<'_>, request: &Prepare) -> Result<(), ControlError> {
     let breaks = interface_breaks(live, new);
-    if !breaks.is_empty() && !request.allow_incompatible {
-        return Err(ControlError::not_compatible(format_args!(
-            "callers of the live revision may break; `--allow-incompatible` deploys it all the same:{}",
-            listed(breaks)
-        )));
+    if breaks.is_empty() || request.allow_incompatible {
+        return Ok(());
     }
+    Err(ControlError::not_compatible(format_args!(
+        "callers of the live revision may break; `--allow-incompatible` deploys it all the same:{}",
+        listed(&breaks)
+    )))
+}
+
+/// # Errors
+/// Where the revision may do more than the live one, and nobody said that this is meant.
+fn check_capabilities(
+    live: &Described<'_>,
+    new: &Described<'_>,
+    request: &Prepare,
+) -> Result<(), ControlError> {
     let grown = capabilities_grown(live, new);
-    if !grown.is_empty() && !request.allow_capabilities {
-        return Err(ControlError::capabilities_grown(format_args!(
-            "it may do more than the live revision; `--allow-capabilities` deploys it all the same:{}",
-            listed(grown)
-        )));
+    if grown.is_empty() || request.allow_capabilities {
+        return Ok(());
     }
-    Ok(())
+    Err(ControlError::capabilities_grown(format_args!(
+        "it may do more than the live revision; `--allow-capabilities` deploys it all the same:{}",
+        listed(&grown)
+    )))
+}
+
+fn listed(sentences: &[String]) -> String {
+    sentences.iter().map(|one| format!("\n- {one}")).collect()
+}
+
+/// The interfaces of an app's functions, by what they say of themselves.
+pub(super) fn interfaces(app: &App, release: &Release) -> BTreeMap<String, Interface> {
+    let described = app.manifest.components.iter().filter_map(|component| {
+        let function = release.function(&app.manifest.function(component))?;
+        let packed = app.interfaces.get(&component.id);
+        let interface = match &function.revision.description {
+            Some(description) => Interface::of(packed.and_then(|packed| packed.wit.clone()), description),
+            None => packed?.clone(),
+        };
+        Some((component.id.clone(), interface))
+    });
+    described.collect()
 }
 
 /// Loads the graphs of all models of a release.

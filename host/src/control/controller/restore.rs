@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 
 use super::Controller;
-use super::prepare::{owner, said, warm};
+use super::prepare::{interfaces, owner, said, warm};
 use super::slot::{Loaded, Slot, under_way};
 use crate::control::ControlError;
 use crate::control::source::{App, blocking};
@@ -30,7 +30,9 @@ impl Controller {
             .iter()
             .flat_map(|(app, record)| needed(record).into_iter().map(|revision| owner(app, revision)))
             .collect();
-        let (pins, blobs) = (Arc::clone(&self.pins), self.deployer.intake.cache.blobs());
+        let (pins, blobs) = (Arc::clone(&self.pins), self.deployer.intake.cache.blobs().afresh());
+        // Held until every app has what it needs: a cache over its bound would let go of it again.
+        let holding = blobs.clone();
         let kept = blocking(move || {
             // Of deployments that the host did not live to note.
             pins.retain(&|owner| wanted.contains(owner))?;
@@ -71,6 +73,7 @@ impl Controller {
             let mut apps = self.apps.lock().unwrap_or_else(PoisonError::into_inner);
             apps.insert(slot.name.clone(), slot);
         }
+        drop(holding);
         Ok(told)
     }
 
@@ -149,7 +152,8 @@ impl Controller {
         let app = self.sources.app(&image, &described.variables).await?;
         let release = self.release_of(&app, revision, described.digest.clone(), &|_| {}).await?;
         warm(&release).await?;
-        let App { manifest, interfaces, blobs, .. } = app;
+        let interfaces = interfaces(&app, &release);
+        let App { manifest, blobs, .. } = app;
         let (manifest, interfaces) = (Arc::new(manifest), Arc::new(interfaces));
         Ok(Loaded { release, manifest, interfaces, _blobs: blobs })
     }

@@ -1,3 +1,5 @@
+//! Whether answers are told apart as the settings say.
+
 use super::*;
 
 fn tensor(datatype: Datatype, shape: &[usize], data: Vec<u8>) -> Tensor {

@@ -1,3 +1,5 @@
+//! Whether what is recorded of shadowed calls is what happened, within its bounds.
+
 use serde_json::{Map, json};
 
 use super::*;
