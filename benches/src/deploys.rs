@@ -45,7 +45,7 @@ pub struct Setup {
     /// ONNX Runtime's library, to load the large model with it and not with tract.
     #[arg(long)]
     onnxruntime: Option<PathBuf>,
-    /// Deployments in whose midst the host is killed; 0 leaves this out.
+    /// How often the host is killed in the midst of deployments; 0 leaves this out.
     #[arg(long, default_value_t = 200)]
     kills: usize,
     /// What the moments of the kills come from.
@@ -87,7 +87,9 @@ async fn cycled(setup: &Setup) -> anyhow::Result<()> {
     let report = cycles::run(&host.control(), host.address(), &app, &image, &settings).await;
     let report = report.with_context(|| host.said())?;
     let found = &report.verdict;
-    println!("| cycles | calls | calls/s | failed or wrong | rightly found nothing | p50 us | p99 us | p99.9 us |");
+    println!(
+        "| cycles | calls | calls/s | failed or wrong | rightly found nothing | p50 us | p99 us | p99.9 us |"
+    );
     println!("|---|---|---|---|---|---|---|---|");
     println!(
         "| {} | {} | {:.0} | {} | {} | {:.0} | {:.0} | {:.0} |",
@@ -110,7 +112,10 @@ async fn cycled(setup: &Setup) -> anyhow::Result<()> {
     row("deployment: until it is ready", report.deployments.clone());
     let rollbacks = |of: fn(&cycles::Rollback) -> Duration| report.rollbacks.iter().map(of).collect();
     row("rollback: until it is acknowledged", rollbacks(|rollback| rollback.acknowledged));
-    row("rollback: last call begun that the bad revision answered", rollbacks(|rollback| rollback.last_begun));
+    row(
+        "rollback: last call begun that the bad revision answered",
+        rollbacks(|rollback| rollback.last_begun),
+    );
     row("rollback: last answer of the bad revision", rollbacks(|rollback| rollback.last_ended));
     println!();
     report.flawless()
@@ -125,8 +130,7 @@ async fn killed(setup: &Setup) -> anyhow::Result<()> {
         let image = app.pack(&setup.tenon, &host.config(), &folder.path().join(name))?;
         apps.push((app, image));
     }
-    let within = Duration::from_millis(150);
-    let settings = kills::Settings { deployments: setup.kills, within, seed: setup.seed };
+    let settings = kills::Settings { kills: setup.kills, seed: setup.seed };
     let mut report = kills::run(&mut host, &apps, &settings).await.with_context(|| host.said())?;
     report.restarts.sort_unstable();
     println!(

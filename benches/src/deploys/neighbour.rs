@@ -149,7 +149,8 @@ fn caller(
         let started = if early.is_zero() { due } else { Instant::now() };
         let body = &question.body;
         let length = body.len();
-        let request = format!("POST /neighbour HTTP/1.1\r\nhost: bench\r\ncontent-length: {length}\r\n\r\n{body}");
+        let request =
+            format!("POST /neighbour HTTP/1.1\r\nhost: bench\r\ncontent-length: {length}\r\n\r\n{body}");
         stream.write_all(request.as_bytes())?;
         answer(&mut stream, &mut buffer)?;
         seen.push((due, started.elapsed()));
