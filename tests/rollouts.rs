@@ -45,28 +45,29 @@ fn number(name: &str, unless: usize) -> usize {
 
 #[test]
 fn callers_notice_nothing_of_deployments_canaries_promotions_rollbacks_and_removals() {
-    let cycles = u32::try_from(number("TENON_ROLLOUT_CYCLES", 5)).unwrap();
+    let cycles = u32::try_from(number("TENON_ROLLOUT_CYCLES", 3)).unwrap();
     let report = run(Duration::from_secs(60 + 20 * u64::from(cycles)), async {
         let folder = tempfile::tempdir()?;
         let mut host = host(folder.path(), "")?;
         host.start().await?;
         let app = App::new("proof", &candidate());
         let image = app.pack(Path::new(PROGRAM), &host.config(), &folder.path().join("app"))?;
-        let settings = cycles::Settings { cycles, callers: 16, calls: 300 };
+        let settings = cycles::Settings { cycles, callers: 16, calls: 150 };
         let told = cycles::run(&host.control(), host.address(), &app, &image, &settings).await;
         told.map_err(|error| error.context(host.said()))
     });
     report.flawless().unwrap_or_else(|error| panic!("{error:#}"));
     assert_eq!(report.rollbacks.len(), 2 * cycles as usize);
-    let expected = u64::from(cycles) * 10 * 300;
+    let expected = u64::from(cycles) * 10 * 150;
     assert!(report.verdict.calls as u64 >= expected, "too few calls to say so: {:?}", report.verdict);
-    eprintln!("{} calls in {:?}, {:?}", report.verdict.calls, report.took, report.rollbacks);
+    eprintln!("{} calls in {:?}, deployments {:?}", report.verdict.calls, report.took, report.deployments);
+    eprintln!("{:?}", report.rollbacks);
 }
 
 #[test]
 fn a_host_that_is_killed_comes_back_with_what_it_acknowledged_or_with_what_was_under_way() {
-    let deployments = number("TENON_ROLLOUT_KILLS", 50);
-    let report = run(Duration::from_secs(60 + 5 * deployments as u64), async {
+    let kills = number("TENON_ROLLOUT_KILLS", 50);
+    let report = run(Duration::from_secs(60 + 5 * kills as u64), async {
         let folder = tempfile::tempdir()?;
         let mut host = host(folder.path(), "")?.by_socket();
         let mut apps = Vec::new();
@@ -76,10 +77,10 @@ fn a_host_that_is_killed_comes_back_with_what_it_acknowledged_or_with_what_was_u
             apps.push((app, image));
         }
         let seed = number("TENON_ROLLOUT_SEED", 1) as u64;
-        let settings = kills::Settings { deployments, within: Duration::from_millis(600), seed };
+        let settings = kills::Settings { kills, seed };
         let told = kills::run(&mut host, &apps, &settings).await;
         told.map_err(|error| error.context(host.said()))
     });
     eprintln!("{report:?}");
-    assert!(report.during_changes > 0, "no kill met a command: {report:?}");
+    assert!(report.deployments >= kills && report.during_changes > 0, "the kills met too little: {report:?}");
 }

@@ -45,7 +45,7 @@ pub struct Setup {
     /// ONNX Runtime's library, to load the large model with it and not with tract.
     #[arg(long)]
     onnxruntime: Option<PathBuf>,
-    /// Deployments in whose midst the host is killed; 0 leaves this out.
+    /// How often the host is killed in the midst of deployments; 0 leaves this out.
     #[arg(long, default_value_t = 200)]
     kills: usize,
     /// What the moments of the kills come from.
@@ -130,8 +130,7 @@ async fn killed(setup: &Setup) -> anyhow::Result<()> {
         let image = app.pack(&setup.tenon, &host.config(), &folder.path().join(name))?;
         apps.push((app, image));
     }
-    let within = Duration::from_millis(150);
-    let settings = kills::Settings { deployments: setup.kills, within, seed: setup.seed };
+    let settings = kills::Settings { kills: setup.kills, seed: setup.seed };
     let mut report = kills::run(&mut host, &apps, &settings).await.with_context(|| host.said())?;
     report.restarts.sort_unstable();
     println!(

@@ -302,6 +302,9 @@ fn started(app: &mut App, start: &Value) -> Option<State> {
     let weights = start["plan"]["steps"].as_array().into_iter().flatten();
     app.steps = weights.filter_map(|step| Some(step["set_weight"].as_u64()? as u16 * 100)).collect();
     app.step = 0;
+    if start["plan"]["strategy"] == "manual" {
+        app.steps.insert(0, 0);
+    }
     match (app.steps.first(), app.state.stable) {
         (Some(weight), Some(_)) => {
             Some(app.state.with(revision, &app.revisions.get(&revision)?.0, *weight, true))
@@ -369,7 +372,10 @@ fn status(app: &App, fault: Fault) -> Value {
     let phase = if app.state.candidate.is_some() { "paused" } else { "succeeded" };
     json!({
         "stable": app.state.stable,
-        "rollout": { "phase": phase },
+        "rollout": {
+            "phase": phase,
+            "candidate": app.state.candidate.as_ref().map(|candidate| candidate.revision),
+        },
         "revisions": revisions.collect::<Vec<_>>(),
     })
 }

@@ -59,6 +59,14 @@ impl Reply {
             Reply::Refused(status, problem) => bail!("refused with {status}: {problem}"),
         }
     }
+
+    /// What is worth a line of a log.
+    pub(crate) fn brief(&self) -> String {
+        match self {
+            Reply::Done(value) => format!("done: {} at {}", value["phase"], value["weight"]),
+            Reply::Refused(status, problem) => format!("refused with {status}: {}", problem["detail"]),
+        }
+    }
 }
 
 impl Control {

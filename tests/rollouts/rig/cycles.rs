@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use serde_json::{Value, json};
 
-use super::api::{Control, Prepared, Reply};
+use super::api::{Control, Prepared, Reply, phase};
 use super::image::{App, Image};
 use super::ledger::{Ledger, State, Verdict, WHOLE, lingering};
 use super::load::{Calls, Load, Pace, STICKY, Seen, TESTER};
@@ -218,8 +218,8 @@ impl Story<'_> {
     /// The host must say of itself what callers see.
     async fn observe(&self, expected: &State) -> anyhow::Result<()> {
         let told = self.control.app(&self.app.name).await?;
-        let weights = told.as_ref().map(weights).unwrap_or_default();
-        ensure!(weights == expected_weights(expected), "{weights:?} is told in {expected:?}: {told:?}");
+        let found = Told::by(told.as_ref());
+        ensure!(found == Told::of(expected), "{found:?} is told in {expected}: {told:?}");
         Ok(())
     }
 
@@ -236,22 +236,40 @@ impl Story<'_> {
     }
 }
 
-/// Each revision's share of the traffic, as the host tells it, without those that have none.
-pub(crate) fn weights(told: &Value) -> BTreeMap<u64, u16> {
-    let revisions = told["revisions"].as_array().into_iter().flatten();
-    let weight = |revision: &Value| {
-        let weight = revision["weight"].as_u64().and_then(|weight| weight.try_into().ok());
-        Some((revision["revision"].as_u64()?, weight?))
-    };
-    revisions.filter_map(weight).filter(|(_, weight)| *weight > 0).collect()
+/// What a host tells of an app's traffic.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Told {
+    /// Each revision's share of the traffic, without those that have none.
+    pub(crate) weights: BTreeMap<u64, u16>,
+    /// The revision that is being rolled out, whatever its share.
+    pub(crate) candidate: Option<u64>,
 }
 
-/// What a host in this state has to tell.
-pub(crate) fn expected_weights(state: &State) -> BTreeMap<u64, u16> {
-    let Some(stable) = state.stable else { return BTreeMap::new() };
-    let Some(candidate) = &state.candidate else { return BTreeMap::from([(stable, WHOLE)]) };
-    let both = [(stable, WHOLE - candidate.weight), (candidate.revision, candidate.weight)];
-    both.into_iter().filter(|(_, weight)| *weight > 0).collect()
+impl Told {
+    /// By the app's status, where there is one.
+    pub(crate) fn by(status: Option<&Value>) -> Told {
+        let Some(status) = status else { return Told::default() };
+        let revisions = status["revisions"].as_array().into_iter().flatten();
+        let weight = |revision: &Value| {
+            let weight = revision["weight"].as_u64().and_then(|weight| weight.try_into().ok());
+            Some((revision["revision"].as_u64()?, weight?))
+        };
+        let weights = revisions.filter_map(weight).filter(|(_, weight)| *weight > 0).collect();
+        let over = matches!(phase(status), "" | "succeeded" | "rolled_back");
+        let candidate = status["rollout"]["candidate"].as_u64().filter(|_| !over);
+        Told { weights, candidate }
+    }
+
+    /// What a host in this state has to tell.
+    pub(crate) fn of(state: &State) -> Told {
+        let Some(stable) = state.stable else { return Told::default() };
+        let Some(candidate) = &state.candidate else {
+            return Told { weights: BTreeMap::from([(stable, WHOLE)]), candidate: None };
+        };
+        let both = [(stable, WHOLE - candidate.weight), (candidate.revision, candidate.weight)];
+        let weights = both.into_iter().filter(|(_, weight)| *weight > 0).collect();
+        Told { weights, candidate: Some(candidate.revision) }
+    }
 }
 
 impl Report {

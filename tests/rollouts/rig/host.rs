@@ -82,7 +82,7 @@ impl Host {
     /// What it has said to people, its last life last.
     pub(crate) fn said(&self) -> String {
         let said = std::fs::read(self.folder.join("said")).unwrap_or_default();
-        String::from_utf8_lossy(&said[said.len().saturating_sub(8 << 10)..]).into_owned()
+        String::from_utf8_lossy(&said[said.len().saturating_sub(64 << 10)..]).into_owned()
     }
 
     /// Whether it takes commands and calls.

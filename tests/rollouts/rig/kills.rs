@@ -1,7 +1,7 @@
 //! A host that is killed at random moments of deployments, and must come back with what it acknowledged last or with
 //! what was under way, and nothing else.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use super::api::{Control, Reply, rests};
-use super::cycles::{expected_weights, weights};
+use super::cycles::Told;
 use super::host::Life;
 use super::image::{App, Image};
 use super::ledger::State;
@@ -32,6 +32,8 @@ pub(crate) struct Journal {
     /// The digests of those that may have become revisions, or not: nobody heard.
     unheard: BTreeSet<String>,
     history: History,
+    /// The last commands and what the host said, for whoever looks for a fault.
+    last: VecDeque<String>,
 }
 
 impl Journal {
@@ -45,11 +47,20 @@ impl Journal {
             preparing: None,
             unheard: BTreeSet::new(),
             history: History::default(),
+            last: VecDeque::new(),
         }
     }
 
-    fn begin(&mut self, state: State) {
+    fn begin(&mut self, what: &str, state: State) {
+        self.note(format!("{what} leads to {state}"));
         self.under_way = Some(state);
+    }
+
+    fn note(&mut self, line: String) {
+        self.last.push_back(line);
+        if self.last.len() > 16 {
+            self.last.pop_front();
+        }
     }
 
     fn acknowledge(&mut self) {
@@ -62,14 +73,14 @@ impl Journal {
         self.under_way = None;
     }
 
-    /// Which of the states that the app may be in has these weights.
+    /// Which of the states that the app may be in this is.
     ///
     /// # Errors
     /// Where it is none of them: something was lost, or something was done that nobody has commanded.
-    pub(crate) fn possible(&self, weights: &BTreeMap<u64, u16>) -> Result<&State, String> {
+    pub(crate) fn possible(&self, told: &Told) -> Result<&State, String> {
         let states = [Some(&self.settled), self.under_way.as_ref()];
-        let found = states.into_iter().flatten().find(|state| expected_weights(state) == *weights);
-        found.ok_or_else(|| format!("`{}` has {weights:?} after a kill: {self}", self.app))
+        let found = states.into_iter().flatten().find(|state| Told::of(state) == *told);
+        found.ok_or_else(|| format!("`{}` has {told:?} and should not: {self}", self.app))
     }
 
     /// Whether these are the revisions that were acknowledged, all of them, and no further ones but one under way.
@@ -101,17 +112,16 @@ impl Journal {
 
 impl fmt::Display for Journal {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Journal { settled, under_way, preparing, .. } = self;
-        write!(out, "{settled:?} was acknowledged last, under way were {under_way:?} and {preparing:?}")
+        let Journal { settled, under_way, preparing, last, .. } = self;
+        write!(out, "{settled} was acknowledged last, under way were {under_way:?} and {preparing:?}")?;
+        last.iter().try_for_each(|line| write!(out, "\n  {line}"))
     }
 }
 
 /// How much is done.
 pub(crate) struct Settings {
-    /// The host is killed until so many deployments were begun.
-    pub(crate) deployments: usize,
-    /// A kill comes within this time after the commands begin.
-    pub(crate) within: Duration,
+    /// How often the host is killed.
+    pub(crate) kills: usize,
     /// What chance comes from.
     pub(crate) seed: u64,
 }
@@ -130,7 +140,7 @@ pub(crate) struct Report {
     pub(crate) restarts: Vec<Duration>,
 }
 
-/// Kills the host until enough was deployed. Each app has an image of its own, and is not there at first.
+/// Kills the host again and again while it is deployed to. Each app has an image of its own, and is not there at first.
 ///
 /// # Errors
 /// Where the host comes back with anything else than it should.
@@ -143,7 +153,9 @@ pub(crate) async fn run(
     let mut report = Report::default();
     let mut journals: Vec<_> = apps.iter().map(|(app, _)| Journal::new(&app.name)).collect();
     let mut chance = settings.seed;
-    while report.deployments < settings.deployments {
+    // How long a command takes with all that belongs to it: learnt from those that ended.
+    let mut usual = Duration::from_millis(50);
+    while report.kills < settings.kills {
         chance = scramble(chance);
         let started = Instant::now();
         life.start().await?;
@@ -153,17 +165,19 @@ pub(crate) async fn run(
             let had = journal.under_way.clone();
             let state = comes_back(&control, life, journal, app, &questions).await?;
             report.took_hold += usize::from(had.is_some() && had.as_ref() == Some(&state));
+            journal.note(format!("killed and started again in {state}"));
             journal.settle(state);
             read_history(&control, journal).await?;
         }
         let mut actors = JoinSet::new();
         for (index, (journal, (app, image))) in journals.drain(..).zip(apps).enumerate() {
             let (control, app, image) = (control.clone(), app.clone(), image.clone());
-            let chance = scramble(chance ^ index as u64);
-            let actor = Actor { control, app, image, journal, chance, deployments: 0 };
+            let chance = scramble(!chance ^ (index as u64 + 1) << 40);
+            let actor = Actor { control, app, image, journal, chance, deployments: 0, took: Vec::new() };
             actors.spawn(async move { (index, actor.act().await) });
         }
-        let moment = settings.within.mul_f64((chance >> 11) as f64 / (1_u64 << 53) as f64);
+        // In the midst of the first commands, or of those after them.
+        let moment = usual.mul_f64(4.0 * (chance >> 11) as f64 / (1_u64 << 53) as f64);
         tokio::time::sleep(moment).await;
         // Whoever has ended by now was not disturbed, and has found a fault.
         let mut faults = Vec::new();
@@ -179,6 +193,9 @@ pub(crate) async fn run(
         }
         ended.sort_by_key(|(index, _)| *index);
         let ended: Vec<_> = ended.into_iter().map(|(_, (actor, _))| actor).collect();
+        let took: Vec<_> = ended.iter().flat_map(|actor| &actor.took).copied().collect();
+        let mean = took.iter().sum::<Duration>().checked_div(took.len() as u32).unwrap_or(usual * 2);
+        usual = ((usual * 3 + mean) / 4).clamp(Duration::from_millis(1), Duration::from_secs(2));
         report.deployments += ended.iter().map(|actor| actor.deployments).sum::<usize>();
         report.during_changes += usize::from(ended.iter().any(|actor| actor.journal.under_way.is_some()));
         report.during_preparations +=
@@ -199,7 +216,7 @@ async fn comes_back(
     let started = Instant::now();
     loop {
         let told = control.app(&app.name).await?;
-        let shares = told.as_ref().map(weights).unwrap_or_default();
+        let shares = Told::by(told.as_ref());
         journal.possible(&shares).map_err(anyhow::Error::msg)?;
         let revisions = told.as_ref().map(digests).unwrap_or_default();
         journal.revisions(&revisions).map_err(anyhow::Error::msg)?;
@@ -207,7 +224,7 @@ async fn comes_back(
         if told.as_ref().is_none_or(rests) {
             let state = journal.possible(&shares).map_err(anyhow::Error::msg)?.clone();
             serves(life, journal, &state, app, questions).await?;
-            let again = control.app(&app.name).await?.as_ref().map(weights).unwrap_or_default();
+            let again = Told::by(control.app(&app.name).await?.as_ref());
             ensure!(again == shares, "`{}` had {shares:?} and has {again:?} untouched", app.name);
             return Ok(state);
         }
@@ -297,15 +314,19 @@ struct Actor {
     journal: Journal,
     chance: u64,
     deployments: usize,
+    /// How long each command took that ended.
+    took: Vec<Duration>,
 }
 
 impl Actor {
     /// Answers what was acknowledged, and the error that ended it.
     async fn act(mut self) -> (Actor, String) {
         loop {
+            let started = Instant::now();
             if let Err(error) = self.step().await {
                 return (self, format!("{error:#}"));
             }
+            self.took.push(started.elapsed());
         }
     }
 
@@ -325,12 +346,15 @@ impl Actor {
             0..=4 => self.deploy(&state, true).await,
             5..=7 => self.deploy(&state, false).await,
             8 => {
-                let former = self.journal.known.keys().rev().find(|revision| **revision < stable).copied();
+                let told = self.control.app(&self.app.name).await?.context("the app is gone")?;
+                let revisions = told["revisions"].as_array().into_iter().flatten();
+                let mut warm = revisions.filter(|revision| revision["warm"] == true);
+                let former = warm.find_map(|one| one["revision"].as_u64().filter(|one| *one != stable));
                 let Some(former) = former else { return self.deploy(&state, false).await };
                 self.command("rollback", json!({ "revision": former }), State::stable(former)).await
             }
             _ => {
-                self.journal.begin(State::absent());
+                self.journal.begin("remove", State::absent());
                 let reply = self.control.remove(&self.app.name).await?;
                 self.ended(&reply).await
             }
@@ -353,12 +377,13 @@ impl Actor {
         if let Some(before) = self.journal.known.insert(prepared.revision, told) {
             bail!("revision {} was {before:?} before", prepared.revision);
         }
+        ensure!(!prepared.unchanged, "{prepared:?} is nothing new");
         self.control.settled(&self.app.name).await?;
         let (plan, to) = match at_once {
             true => (json!({ "strategy": "all-at-once" }), State::stable(prepared.revision)),
-            false => (manual(), state.with(prepared.revision, &prepared.digest, 1_000, true)),
+            false => (manual(), state.with(prepared.revision, &prepared.digest, 0, true)),
         };
-        self.journal.begin(to);
+        self.journal.begin(&format!("start of {}", prepared.revision), to);
         let reply = self.control.start(&self.app.name, prepared.revision, &plan).await?;
         self.ended(&reply).await?;
         ensure!(matches!(reply, Reply::Done(_)), "a rollout does not start: {reply:?}");
@@ -370,28 +395,32 @@ impl Actor {
         let (Some(stable), Some(candidate)) = (state.stable, &state.candidate) else { return Ok(()) };
         let all = State::stable(candidate.revision);
         match choice {
+            0..=3 if candidate.weight < 1_000 => self.command("promote", json!({}), state.at(1_000)).await,
             0..=3 if candidate.weight < 6_000 => self.command("promote", json!({}), state.at(6_000)).await,
             0..=3 => self.command("promote", json!({}), all).await,
             4..=5 => self.command("promote", json!({ "full": true }), all).await,
             6..=7 => self.command("rollback", json!({}), State::stable(stable)).await,
-            8 => self.command("pause", json!({}), state.clone()).await,
-            _ => self.command("resume", json!({}), state.clone()).await,
+            // What waits already has nothing to pause, and goes nowhere by being told so.
+            _ => self.command("pause", json!({}), state.clone()).await,
         }
     }
 
     async fn command(&mut self, verb: &str, command: Value, to: State) -> anyhow::Result<()> {
-        self.journal.begin(to);
+        self.journal.begin(&format!("{verb} {command}"), to);
         let reply = self.control.command(&self.app.name, verb, command).await;
         let reply = reply.with_context(|| verb.to_owned())?;
         self.ended(&reply).await
     }
 
     async fn ended(&mut self, reply: &Reply) -> anyhow::Result<()> {
+        self.journal.note(format!("  {}", reply.brief()));
         match reply {
             Reply::Done(_) => {
                 self.journal.acknowledge();
                 let told = read_history(&self.control, &mut self.journal).await?;
                 ensure!(told > 0, "what was done does not stand in the history: {}", self.journal);
+                let told = Told::by(self.control.app(&self.app.name).await?.as_ref());
+                self.journal.possible(&told).map_err(anyhow::Error::msg)?;
             }
             // Not now, or not any more: nothing has changed.
             Reply::Refused(400..=499, _) => self.journal.refuse(),
@@ -423,8 +452,14 @@ mod tests {
 
     #[track_caller]
     fn check(journal: &Journal, weights: &[(u64, u16)], expected: Result<&State, ()>) {
-        let found = journal.possible(&weights.iter().copied().collect());
-        assert_eq!(found.map_err(|_| ()), expected, "{weights:?} in {journal}");
+        let candidate = match weights {
+            [_, (candidate, _)] => Some(*candidate),
+            _ => None,
+        };
+        let weights = weights.iter().copied().filter(|(_, weight)| *weight > 0).collect();
+        let told = Told { weights, candidate };
+        let found = journal.possible(&told);
+        assert_eq!(found.map_err(|_| ()), expected, "{told:?} in {journal}");
     }
 
     #[test]
@@ -452,6 +487,16 @@ mod tests {
         check(&journal, &[(1, 10_000)], Err(()));
         check(&journal, &[(2, 10_000)], Err(()));
         check(&journal, &[(1, 9_000), (3, 1_000)], Err(()));
+    }
+
+    #[test]
+    fn a_candidate_without_weight_is_not_the_same_as_none() {
+        let (alone, tried) = (State::stable(1), State::stable(1).with(2, DIGEST, 0, true));
+        let starting = journal(alone.clone(), Some(tried.clone()));
+        check(&starting, &[(1, 10_000)], Ok(&alone));
+        check(&starting, &[(1, 10_000), (2, 0)], Ok(&tried));
+        check(&starting, &[(1, 10_000), (3, 0)], Err(()));
+        check(&journal(tried, None), &[(1, 10_000)], Err(()));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! been answered by each state that can have held at any moment of its own time, and by no other.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
@@ -32,6 +33,18 @@ pub(crate) struct Candidate {
     pub(crate) weight: u16,
     /// Whether it answers testers.
     pub(crate) testers: bool,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.stable, &self.candidate) {
+            (None, _) => out.write_str("nothing"),
+            (Some(stable), None) => write!(out, "{stable}"),
+            (Some(stable), Some(Candidate { revision, weight, .. })) => {
+                write!(out, "{stable} with {revision} at {weight}")
+            }
+        }
+    }
 }
 
 impl State {

@@ -207,8 +207,14 @@ fn judge(answer: &Answered, question: &Question) -> What {
             (Err(error), _) => wrong(format!("{error:#}")),
         },
         404 => What::Absent,
-        _ => wrong(String::from_utf8_lossy(&answer.body).into_owned()),
+        // A host says so until it was first deployed to.
+        503 if text(&answer.body).contains("nothing is deployed yet") => What::Absent,
+        _ => wrong(text(&answer.body)),
     }
+}
+
+fn text(body: &[u8]) -> String {
+    String::from_utf8_lossy(body).into_owned()
 }
 
 /// One answer, as far as it is looked at.

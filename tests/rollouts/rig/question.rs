@@ -48,7 +48,8 @@ impl Question {
             bail!("outputs are missing in {told}");
         };
         let right = self.answer;
-        let same = |score: &Value, right: f32| score.as_f64() == Some(f64::from(right));
+        // The shortest digits that are read as this number, and not the number to its last digit.
+        let same = |score: &Value, right: f32| score.as_f64().map(|score| score as f32) == Some(right);
         let scores_fit = scores.as_array().is_some_and(|scores| {
             scores.len() == CLASSES
                 && scores.iter().zip(right.scores).all(|(score, right)| same(score, right))
