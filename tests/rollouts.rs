@@ -3,6 +3,7 @@
 
 mod fake;
 mod faults;
+mod moments;
 #[allow(dead_code, reason = "the benchmarks use the rest")]
 mod rig;
 mod trials;

@@ -23,6 +23,8 @@ struct Trial {
     hosts: &'static str,
     pace: Pace,
     callers: usize,
+    /// How long both wait in each call, as for a device; times are multiples of it.
+    wait: Duration,
     plan: Value,
     /// How long it may take.
     longest: Duration,
@@ -35,12 +37,17 @@ struct Outcome {
     history: Vec<Value>,
     /// What callers saw of each revision: right answers and others.
     seen: BTreeMap<u64, (usize, usize)>,
+    /// How long the right answers of each took: a half, and all but one of a hundred.
+    latencies: BTreeMap<u64, (Duration, Duration)>,
     /// Calls that nobody answered, or nobody says who did.
     lost: Vec<String>,
 }
 
 /// Which of these has enough evidence first depends on the calls.
 const FAILURES: [&str; 4] = ["success_rate", "error_rate", "trap_rate", "limit_kill_rate"];
+
+/// So long that what the machine does beside is little of it.
+const LONG: Duration = Duration::from_millis(20);
 
 const STABLE: u64 = 1;
 const CANDIDATE: u64 = 2;
@@ -55,6 +62,7 @@ impl Trial {
             hosts: "",
             pace: Pace::AtOnce,
             callers: 24,
+            wait: Duration::from_millis(4),
             plan,
             longest: Duration::from_secs(90),
         }
@@ -67,7 +75,8 @@ impl Trial {
             let mut host = host(folder.path(), "")?;
             host.start().await?;
             let control = host.control();
-            let app = App::new("trial", &candidate()).with("BEHAVIOUR", "").with("WAIT_US", "4000");
+            let wait = self.wait.as_micros().to_string();
+            let app = App::new("trial", &candidate()).with("BEHAVIOUR", "").with("WAIT_US", &wait);
             let limits = "[component.trial.tool.tenon.limits]\nmemory_mib = 32\n";
             let pack = |hosts: &str, folder: &str| {
                 let settings = format!("allowed_outbound_hosts = [{hosts}]\n{limits}");
@@ -126,21 +135,32 @@ async fn ended(control: &Control, app: &str, longest: Duration) -> anyhow::Resul
 
 impl Outcome {
     fn of(told: Value, history: Vec<Value>, seen: &[Seen]) -> Outcome {
-        let mut outcome = Outcome { told, history, seen: BTreeMap::new(), lost: Vec::new() };
+        let (lost, latencies) = (Vec::new(), BTreeMap::new());
+        let mut outcome = Outcome { told, history, seen: BTreeMap::new(), latencies, lost };
+        let mut took: BTreeMap<u64, Vec<Duration>> = BTreeMap::new();
         for one in seen {
             match &one.what {
-                What::Right { revision, .. } => outcome.seen.entry(*revision).or_default().0 += 1,
+                What::Right { revision, .. } => {
+                    outcome.seen.entry(*revision).or_default().0 += 1;
+                    took.entry(*revision).or_default().push(one.ended - one.sent);
+                }
                 What::Wrong { revision: Some(revision), .. } => {
                     outcome.seen.entry(*revision).or_default().1 += 1;
                 }
                 other => outcome.lost.push(format!("{other:?}")),
             }
         }
+        for (revision, mut took) in took {
+            took.sort_unstable();
+            outcome.latencies.insert(revision, (took[took.len() / 2], took[took.len() * 99 / 100]));
+        }
         outcome
     }
 
-    fn reason(&self) -> &str {
-        self.told["rollout"]["reason"].as_str().unwrap_or_default()
+    /// What a person wants to know where it went otherwise.
+    fn show(&self) {
+        let Outcome { told, seen, latencies, .. } = self;
+        eprintln!("{seen:?} {latencies:?} {}", told["rollout"]["reason"]);
     }
 
     /// What both revisions must have done, whatever became of the rollout.
@@ -154,7 +174,7 @@ impl Outcome {
     /// The candidate was taken back because of one of these metrics.
     #[track_caller]
     fn check_rolled_back(&self, metrics: &[&str]) {
-        eprintln!("{:?} {:?}", self.seen, self.reason());
+        self.show();
         assert_eq!(phase(&self.told), "rolled_back", "{}", self.told["rollout"]);
         assert_eq!(self.told["stable"], STABLE);
         let rolled_back = self.history.iter().find(|entry| entry["event"] == "aborting");
@@ -168,7 +188,7 @@ impl Outcome {
 
     #[track_caller]
     fn check_promoted(&self) {
-        eprintln!("{:?} {:?}", self.seen, self.reason());
+        self.show();
         assert_eq!(phase(&self.told), "succeeded", "{}", self.told["rollout"]);
         assert_eq!(self.told["stable"], CANDIDATE);
         self.check_callers();
@@ -177,12 +197,13 @@ impl Outcome {
 
 #[test]
 fn a_candidate_that_answers_twice_as_slowly_is_taken_back() {
-    Trial::of("slower:2").run().check_rolled_back(&["latency_p50"]);
+    Trial { wait: LONG, ..Trial::of("slower:2") }.run().check_rolled_back(&["latency_p50"]);
 }
 
 #[test]
 fn a_candidate_with_a_slow_tail_is_taken_back() {
-    Trial::of("slower:3:50").run().check_rolled_back(&["latency_p99"]);
+    // Three times the 99th percentile of the stable revision, or a little less: two calls of a hundred.
+    Trial { wait: LONG, ..Trial::of("slower:5:50") }.run().check_rolled_back(&["latency_p99"]);
 }
 
 #[test]
