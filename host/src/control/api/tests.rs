@@ -78,7 +78,8 @@ impl Host {
         let mut stream = TcpStream::connect(self.address()).await.unwrap();
         stream.write_all(text.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).await.unwrap();
+        let reading = timeout(Duration::from_secs(60), stream.read_to_end(&mut answer)).await;
+        reading.expect("an answer comes, or the connection ends").unwrap();
         let answer = String::from_utf8(answer).unwrap();
         let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
         (status.unwrap_or_else(|| panic!("no answer: {answer:?}")), answer)
@@ -341,7 +342,7 @@ async fn what_was_asked_for_is_done_though_its_caller_leaves() {
     until(|| host.listening.calls_under_way() == 1).await;
     drop(stream);
     tokio::time::sleep(Duration::from_millis(50)).await;
-    host.fake.gate.notify_one();
+    host.fake.gate.add_permits(1);
     until(|| host.listening.calls_under_way() == 0).await;
     assert_eq!(host.fake.done(), ["promote slow false None by the token `deployer`"]);
 }
@@ -351,7 +352,7 @@ async fn nobody_is_kept_waiting_for_long_and_what_was_asked_for_goes_on() {
     let host = host_with(|_| {}, Waits { answer: Duration::from_millis(50), ..WAITS }).await;
     let error = host.client(DEPLOY).pause("slow", &Command::default()).await.unwrap_err();
     assert_eq!(refused(&error), "unfinished");
-    host.fake.gate.notify_one();
+    host.fake.gate.add_permits(1);
     until(|| host.listening.calls_under_way() == 0).await;
     assert_eq!(host.fake.done(), ["pause slow false None by the token `deployer`"]);
 }
@@ -380,7 +381,7 @@ async fn at_its_end_the_host_takes_nothing_new_and_finishes_what_runs() {
     let Host { fake, listening, folder: _folder } = host;
     let stopping = tokio::spawn(listening.stop(Duration::from_secs(20)));
     tokio::time::sleep(Duration::from_millis(50)).await;
-    fake.gate.notify_waiters();
+    fake.gate.add_permits(2);
     assert!(stopping.await.unwrap());
     slow.await.unwrap().unwrap();
     preparing.await.unwrap().unwrap();

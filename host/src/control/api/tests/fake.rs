@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use serde_json::json;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::artifact::blobs::Blobs;
 use crate::artifact::oci::Digest;
@@ -20,8 +20,8 @@ pub(super) const MISSING: &str = "missing";
 pub(super) struct Fake {
     /// What was asked for and done, in words.
     pub(super) done: Mutex<Vec<String>>,
-    /// What is slow goes on when this says so.
-    pub(super) gate: Notify,
+    /// What is slow takes one of these, and waits until there is one.
+    pub(super) gate: Semaphore,
     pub(super) blobs: Blobs,
 }
 
@@ -29,7 +29,7 @@ impl Fake {
     pub(super) fn new(folder: &std::path::Path) -> Fake {
         Fake {
             done: Mutex::default(),
-            gate: Notify::new(),
+            gate: Semaphore::new(0),
             blobs: Blobs::open(&folder.join("cache"), 0).unwrap(),
         }
     }
@@ -44,7 +44,7 @@ impl Fake {
 
     async fn behave(&self, app: &str) -> Result<(), ControlError> {
         if app.starts_with(SLOW) {
-            self.gate.notified().await;
+            self.gate.acquire().await.unwrap().forget();
         }
         assert!(!app.starts_with(PANICS), "as it was asked to");
         match app.starts_with(MISSING) {

@@ -30,7 +30,7 @@ async fn each_line_comes_when_it_is_said_and_empty_ones_between() {
     }
     assert!(text.contains("content-type: application/x-ndjson"), "{text}");
     assert!(!text.contains("ready"), "{text}");
-    host.fake.gate.notify_one();
+    host.fake.gate.add_permits(1);
     while !text.contains("\r\n0\r\n\r\n") {
         let mut bytes = [0; 1024];
         let length = stream.read(&mut bytes).await.unwrap();
@@ -55,7 +55,7 @@ async fn a_revision_is_made_though_its_caller_leaves_or_reads_nothing() {
     let host = host().await;
     drop(begin(&host, "slow").await);
     tokio::time::sleep(Duration::from_millis(50)).await;
-    host.fake.gate.notify_one();
+    host.fake.gate.add_permits(1);
     until(|| host.listening.calls_under_way() == 0).await;
     assert_eq!(host.fake.done(), ["prepare slow:1 by the token `deployer`"]);
     let behind = begin(&host, "chatty").await;
@@ -74,7 +74,7 @@ async fn only_so_many_are_made_at_once() {
     let error = host.client(DEPLOY).prepare(&prepare("ok"), |_| {}).await.unwrap_err();
     assert_eq!(refused(&error), "overloaded");
     tokio::time::sleep(Duration::from_millis(50)).await;
-    host.fake.gate.notify_waiters();
+    host.fake.gate.add_permits(PREPARING as usize);
     until(|| host.listening.calls_under_way() == 0).await;
     host.client(DEPLOY).prepare(&prepare("ok"), |_| {}).await.unwrap();
 }
