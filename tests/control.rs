@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use http::Method;
+use serde_json::json;
 use tenon::artifact::manifest::{Manifest, Options};
 use tenon::artifact::package;
 use tenon::config::Config;
@@ -13,14 +15,16 @@ use tenon::control::wire::{AppStatus, Command, Prepare, Prepared, Source, Start}
 use tenon::control::{Control, ControlError};
 use tenon::host::{Host, Surroundings};
 use tenon::rollout::plan::{Plan, Strategy};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::harness::{Answer, PROGRAM, app, eventually, exchange, function, request, run};
+use crate::request::every_datatype;
 
 /// A host with a control plane in this process.
 struct Controlled {
     host: Host,
     control: Arc<Controller>,
+    stop: watch::Sender<bool>,
     driving: tokio::task::JoinHandle<()>,
 }
 
@@ -41,13 +45,14 @@ impl Controlled {
         for restored in control.restore().await.unwrap() {
             restored.outcome.unwrap();
         }
-        let driving = tokio::spawn(Arc::clone(&control).drive());
-        Controlled { host, control, driving }
+        let (stop, stopping) = watch::channel(false);
+        let driving = tokio::spawn(Arc::clone(&control).drive(stopping));
+        Controlled { host, control, stop, driving }
     }
 
     async fn stop(self) {
-        self.driving.abort();
-        let _ = self.driving.await;
+        self.stop.send_replace(true);
+        self.driving.await.unwrap();
         drop(self.control);
         assert!(self.host.drain().await);
     }
@@ -96,7 +101,7 @@ impl Controlled {
     }
 
     async fn get(&self, path: &str) -> Answer {
-        exchange(self.host.http, request(http::Method::GET, path, &[], "")).await.unwrap()
+        exchange(self.host.http, request(Method::GET, path, &[], "")).await.unwrap()
     }
 
     async fn revision(&self, path: &str) -> String {
@@ -132,6 +137,10 @@ fn a_revision_is_made_ready_rolled_out_and_gone_back_from() {
         assert_eq!(second.revision, 2);
         // Another one has to wait until that one is started or given up.
         assert_eq!(host.prepare(&hello("3.0.0")).await.unwrap_err().name, "busy");
+        let mut nosy = Plan::of(Strategy::Canary);
+        nosy.shadow.capture = true;
+        let start = Start { revision: 2, plan: nosy, message: None };
+        assert_eq!(host.control.start("app", start).await.unwrap_err().name, "not-allowed");
         host.start_rollout("app", 2, Strategy::Manual).await;
         assert_eq!(host.prepare(&hello("3.0.0")).await.unwrap_err().name, "busy");
         assert_eq!(host.revision("/hello/").await, "1");
@@ -171,8 +180,9 @@ fn a_host_that_starts_again_serves_what_it_served() {
             .await
             .unwrap();
         host.stop().await;
-        // Nobody had the cache meanwhile.
-        std::fs::remove_dir_all(folder.path().join("cache")).unwrap();
+        // Nobody has the cache meanwhile, but for what was about to look after its size.
+        let cache = folder.path().join("cache");
+        eventually("the cache is gone", async || std::fs::remove_dir_all(&cache).is_ok()).await;
         let host = Controlled::start(folder.path()).await;
         assert_eq!(host.status("other").await.stable, Some(1));
         let app = host.status("app").await;
@@ -203,6 +213,54 @@ fn routes_of_two_apps_do_not_conflict() {
         assert_eq!(refused.name, "route-conflict");
         assert!(refused.detail.contains("/hello/...") && refused.detail.contains("`app`"), "{refused}");
         assert_eq!(host.revision("/hello/").await, "1");
+        host.stop().await;
+    });
+}
+
+#[test]
+fn only_calls_that_the_weight_divides_are_judged() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let host = Controlled::start(folder.path()).await;
+        let cached = "tool.tenon.limits.response_cache_mib = 1";
+        let echo =
+            |version: &str| app(&[function("/echo", "echo", "typed_echo", cached)]).replace("1.0.0", version);
+        host.deploy(&echo("1.0.0")).await;
+        let second = host.prepare(&echo("2.0.0")).await.unwrap();
+        let plan = json!({
+            "strategy": "canary",
+            "steps": [{ "set_weight": 50 }, { "pause": {} }],
+            "sticky": { "header": "x-user" },
+            "header_routes": [{ "header": "x-tester", "value": "yes", "revision": "candidate" }],
+        });
+        let plan = serde_json::from_value(plan).unwrap();
+        let start = Start { revision: second.revision, plan, message: None };
+        host.control.start("app", start).await.unwrap();
+        let call = async |path: &str, headers: &[(&str, &str)]| {
+            let body = json!({ "inputs": every_datatype() }).to_string();
+            let headers = [&[("content-type", "application/json")], headers].concat();
+            let answer = exchange(host.host.http, request(Method::POST, path, &headers, body)).await.unwrap();
+            answer.expect(200).header("x-tenon-revision").to_owned()
+        };
+        // Calls that are judged, and how many of them have a time.
+        let judged = || {
+            let snapshot = host.host.deployer.functions.snapshot();
+            let tallies = snapshot.releases().map(|release| release.functions[0].observations.read());
+            let counts = tallies.map(|tally| (tally.requests, tally.success, tally.latency.total()));
+            counts.collect::<Vec<_>>()
+        };
+        assert_eq!(call("/echo", &[("x-tester", "yes")]).await, "2");
+        assert_eq!(call("/v2/models/echo/infer", &[("x-tester", "yes")]).await, "2");
+        for version in ["1", "2"] {
+            let path = format!("/v2/models/echo/versions/{version}/infer");
+            assert_eq!(call(&path, &[]).await, version);
+        }
+        assert_eq!(judged(), [(0, 0, 0); 2]);
+        // The same user twice: the second answer is kept from before.
+        let revision = call("/v2/models/echo/infer", &[("x-user", "ada")]).await;
+        assert_eq!(call("/echo", &[("x-user", "ada")]).await, revision);
+        let (one, none) = ((2, 2, 0), (0, 0, 0));
+        assert_eq!(judged(), if revision == "1" { [one, none] } else { [none, one] });
         host.stop().await;
     });
 }

@@ -44,7 +44,7 @@ fn a_picture_becomes_a_digit() {
 }
 
 /// One input of each datatype of the Open Inference Protocol.
-fn every_datatype() -> Vec<Value> {
+pub(crate) fn every_datatype() -> Vec<Value> {
     vec![
         tensor("bool", "BOOL", &[2], json!([true, false])),
         tensor("uint8", "UINT8", &[2], json!([0, 255])),
@@ -64,7 +64,7 @@ fn every_datatype() -> Vec<Value> {
 }
 
 #[test]
-fn every_datatype_goes_in_and_comes_out() {
+pub(crate) fn every_datatype_goes_in_and_comes_out() {
     run(async {
         let host = TestHost::of(app(&[function("/echo", "echo", "typed_echo", "")])).start().await;
         for copy in [false, true] {

@@ -71,9 +71,14 @@ pub fn run(setup: &Setup, runtime: &Runtime) -> anyhow::Result<()> {
 }
 
 impl Setup {
+    /// The program, wherever it is started from.
+    fn tenon(&self) -> anyhow::Result<PathBuf> {
+        self.tenon.canonicalize().with_context(|| format!("{}: build it first", self.tenon.display()))
+    }
+
     /// A host in a folder and with a cache of its own.
     fn host(&self, folder: &TempDir, settings: &str) -> anyhow::Result<Host> {
-        Host::new(&self.tenon, folder.path(), &folder.path().join("cache"), settings)
+        Host::new(&self.tenon()?, folder.path(), &folder.path().join("cache"), settings)
     }
 }
 
@@ -82,7 +87,7 @@ async fn cycled(setup: &Setup) -> anyhow::Result<()> {
     let mut host = setup.host(&folder, "")?;
     host.start().await?;
     let app = App::new("proof", &guest("candidate.wasm"));
-    let image = app.pack(&setup.tenon, &host.config(), &folder.path().join("app"))?;
+    let image = app.pack(&setup.tenon()?, &host.config(), &folder.path().join("app"))?;
     let settings = cycles::Settings { cycles: setup.cycles, callers: setup.callers, calls: setup.calls };
     let report = cycles::run(&host.control(), host.address(), &app, &image, &settings).await;
     let report = report.with_context(|| host.said())?;
@@ -127,7 +132,7 @@ async fn killed(setup: &Setup) -> anyhow::Result<()> {
     let mut apps = Vec::new();
     for name in ["one", "two", "three"] {
         let app = App::new(name, &guest("candidate.wasm"));
-        let image = app.pack(&setup.tenon, &host.config(), &folder.path().join(name))?;
+        let image = app.pack(&setup.tenon()?, &host.config(), &folder.path().join(name))?;
         apps.push((app, image));
     }
     let settings = kills::Settings { kills: setup.kills, seed: setup.seed };

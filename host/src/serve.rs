@@ -77,6 +77,8 @@ pub struct Server {
 #[derive(Clone, Default)]
 pub struct Trace {
     pub function: Option<Arc<Function>>,
+    /// Whether the revision was chosen by weight alone, so that the call can be compared with those of another.
+    pub by_weight: bool,
     pub queue: Duration,
     pub run: Duration,
     pub usage: Usage,
@@ -237,9 +239,10 @@ impl Server {
         }
         let path = request.uri().path();
         let asker = Asker { headers: request.headers(), client: client.ip() };
-        let Some(matched) = snapshot.find(path, &asker) else {
+        let Some((matched, by_weight)) = snapshot.find(path, &asker) else {
             return Err(self.nowhere(AnswerError::FunctionNotFound(path.to_owned())));
         };
+        trace.by_weight = by_weight;
         match &matched.route.target {
             Target::Static(answer) => Ok(body::fixed(answer)),
             Target::Function(function) => {
@@ -345,20 +348,31 @@ fn is_http(function: &Function) -> bool {
     !function.revision.program.is_typed()
 }
 
-/// Has a call judged, where its function is compared with another revision. An answer that was kept says nothing of it.
+/// Has a call judged, where its function is compared with another revision.
 fn observe(function: &Function, outcome: Option<Outcome>, trace: &Trace) {
-    if function.observations.watched()
-        && let Some(outcome) = outcome
-        && !trace.run.is_zero()
-    {
-        let memory = Some(trace.usage.memory_bytes as u64).filter(|bytes| *bytes > 0);
-        function.observations.record(outcome, trace.queue + trace.run, memory);
+    if !is_judged(function, trace) {
+        return;
     }
+    let memory = Some(trace.usage.memory_bytes as u64).filter(|bytes| *bytes > 0);
+    match outcome {
+        // What failed before an instance was there says nothing of the function.
+        Some(outcome) if outcome != Outcome::Success && trace.run.is_zero() => {}
+        // An answer that was kept counts as one, so that the calls that are left to count are not the rare ones alone,
+        // and for which a revision begins with none kept; how long it took says nothing.
+        Some(outcome) if trace.run.is_zero() => function.observations.record(outcome, Duration::ZERO, memory),
+        Some(outcome) => function.observations.record(outcome, trace.queue + trace.run, memory),
+        None => {}
+    }
+}
+
+/// Whether a call is compared with those of another revision.
+fn is_judged(function: &Function, trace: &Trace) -> bool {
+    trace.by_weight && function.observations.watched()
 }
 
 /// Has the answer of an HTTP function judged, whose own errors are told by their status alone.
 fn observe_answer(function: &Function, response: &Response<Body>, trace: &Trace) {
-    if !function.observations.watched() {
+    if !is_judged(function, trace) {
         return;
     }
     let status = response.status();

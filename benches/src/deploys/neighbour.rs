@@ -3,6 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -38,13 +39,16 @@ pub(super) async fn run(setup: &Setup) -> anyhow::Result<()> {
     host.start().await?;
     let control = host.control();
     let neighbour = App::new("neighbour", &guest("candidate.wasm"));
-    let image = neighbour.pack(&setup.tenon, &host.config(), &folder.path().join("neighbour"))?;
+    let image = neighbour.pack(&setup.tenon()?, &host.config(), &folder.path().join("neighbour"))?;
     let all_at_once = json!({ "strategy": "all-at-once" });
     let prepared = control.ready(&image).await?;
     control.start("neighbour", prepared.revision, &all_at_once).await?.done()?;
     let (mut latencies, mut times) = (BESIDE.map(|_| Vec::new()), BESIDE.map(|_| Vec::new()));
     for round in 0..setup.loads {
         let image = large(setup, round, &host.config(), &folder.path().join("large"))?;
+        // What was just written is the bench's own, and must not be on its way to the disk while it is measured.
+        ensure!(Command::new("sync").status()?.success(), "`sync` failed");
+        tokio::time::sleep(Duration::from_secs(1)).await;
         for (beside, (latencies, times)) in latencies.iter_mut().zip(&mut times).enumerate() {
             let paced = Paced::start(host.address(), setup.rate);
             // Connections and caches are there before it counts.
@@ -84,7 +88,7 @@ fn large(setup: &Setup, round: u32, config: &Path, folder: &Path) -> anyhow::Res
     std::fs::write(folder.join("large.onnx"), model)?;
     let app = App::new("large", &guest("bench_digits.wasm"))
         .settings("[component.large.tool.tenon]\nmodels.digits = { path = \"large.onnx\" }");
-    app.pack(&setup.tenon, config, folder)
+    app.pack(&setup.tenon()?, config, folder)
 }
 
 /// Deploys the app from its upload to the first revision that takes calls, and removes it.

@@ -17,6 +17,8 @@ pub struct Control {
     pub listen: Option<SocketAddr>,
     /// Whether it may be served without TLS to other machines.
     pub allow_plain: bool,
+    /// Whether rollouts may keep what callers sent, for those to read who may look.
+    pub allow_capture: bool,
     /// Where a host keeps what it serves and its history; [`Config::state_dir`] resolves it.
     pub state: Option<PathBuf>,
     /// [`Config::control_socket`] resolves it.
@@ -73,6 +75,7 @@ impl Default for Control {
         Self {
             listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 3002))),
             allow_plain: false,
+            allow_capture: false,
             state: None,
             socket: Socket::InState,
             tokens: BTreeMap::new(),
@@ -135,6 +138,9 @@ pub(super) fn read(t: &mut Table<'_>, dir: &Path, listen: &Listen) -> Control {
     let mut control = Control { state: keys::path(t, "state", dir), ..Control::default() };
     if let Some(allow) = t.boolean("allow_plain") {
         control.allow_plain = allow;
+    }
+    if let Some(allow) = t.boolean("allow_capture") {
+        control.allow_capture = allow;
     }
     if let Some(value) = t.value("listen") {
         control.listen = if keys::is_off(&value) { None } else { keys::address(&value) };
@@ -248,6 +254,7 @@ mod tests {
             c.socket = Socket::At("/etc/tenon/run/t.sock".into());
         });
         check("control.state = \"/var/lib/tenon\"", &|c| c.state = Some("/var/lib/tenon".into()));
+        check("[control]\nallow_capture = true", &|c| c.allow_capture = true);
         check("[control]\nallow_plain = true\nlisten = \"0.0.0.0:3002\"", &|c| {
             c.allow_plain = true;
             c.listen = Some("0.0.0.0:3002".parse().unwrap());

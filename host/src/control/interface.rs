@@ -109,6 +109,8 @@ named! {
     forbidden, "forbidden", 403;
     /// An artifact is not signed as the operator demands.
     not_signed, "not-signed", 403;
+    /// The operator does not allow it.
+    not_allowed, "not-allowed", 403;
     /// There is nothing at a path.
     path_not_found, "path-not-found", 404;
     no_such_app, "app-not-found", 404;

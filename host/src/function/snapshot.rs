@@ -82,15 +82,16 @@ impl Snapshot {
         &self.apps
     }
 
-    /// The route of a path, in the revision that answers this request.
-    pub fn find(&self, path: &str, asker: &Asker<'_>) -> Option<Matched<'_>> {
+    /// The route of a path, in the revision that answers this request; and whether that was chosen by weight alone.
+    pub fn find(&self, path: &str, asker: &Asker<'_>) -> Option<(Matched<'_>, bool)> {
         let matched = self.routes.find(path)?;
         let traffic = &self.owners[matched.index];
         if traffic.candidate.is_none() {
-            return Some(matched);
+            return Some((matched, true));
         }
         // The other revision may have other routes.
-        traffic.choose(asker).routes.find(path)
+        let chosen = traffic.choose(asker);
+        Some((chosen.release.routes.find(path)?, chosen.by_weight))
     }
 
     /// Whether a path leads anywhere.

@@ -65,6 +65,15 @@ pub struct Asker<'a> {
     pub client: IpAddr,
 }
 
+/// The revision that answers a request.
+#[derive(Clone, Copy)]
+pub struct Chosen<'a> {
+    pub release: &'a Arc<Release>,
+    /// Whether the weight alone decided. Only such calls can be compared: who asks for a revision, or is sent to one, may
+    /// ask for something else than the others do.
+    pub by_weight: bool,
+}
+
 impl Traffic {
     /// All of it to one revision.
     pub fn all(stable: Arc<Release>) -> Traffic {
@@ -72,14 +81,18 @@ impl Traffic {
     }
 
     /// The revision that answers a request.
-    pub fn choose(&self, asker: &Asker<'_>) -> &Arc<Release> {
-        let Some(candidate) = &self.candidate else { return &self.stable };
-        let to_candidate = self.rules.routed(asker.headers).unwrap_or_else(|| match candidate.weight {
+    pub fn choose(&self, asker: &Asker<'_>) -> Chosen<'_> {
+        let Some(candidate) = &self.candidate else {
+            return Chosen { release: &self.stable, by_weight: true };
+        };
+        let routed = self.rules.routed(asker.headers);
+        let to_candidate = routed.unwrap_or_else(|| match candidate.weight {
             0 => false,
             WHOLE.. => true,
             weight => self.point(asker, &candidate.release) < weight,
         });
-        if to_candidate { &candidate.release } else { &self.stable }
+        let release = if to_candidate { &candidate.release } else { &self.stable };
+        Chosen { release, by_weight: routed.is_none() }
     }
 
     /// Where the request lies among [`WHOLE`]: as long as a candidate is tried out, all of a caller's at one point, so
@@ -194,7 +207,7 @@ mod tests {
     }
 
     fn chosen(traffic: &Traffic, headers: &HeaderMap, client: [u8; 4]) -> u64 {
-        traffic.choose(&Asker { headers, client: client.into() }).revision
+        traffic.choose(&Asker { headers, client: client.into() }).release.revision
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::{Host, StartError, Surroundings};
@@ -19,6 +20,7 @@ pub struct Controlled {
     pub controller: Arc<Controller>,
     /// Where the control API is served.
     pub control: Listening,
+    stop: watch::Sender<bool>,
     driving: JoinHandle<()>,
 }
 
@@ -50,19 +52,20 @@ impl Controlled {
         let host = Host::start(config, around).await?;
         let controller = Controller::open(&host.deployer, &state).await?;
         let restored = controller.restore().await.map_err(ControlledError::Restore)?;
-        let driving = tokio::spawn(Arc::clone(&controller).drive());
+        let (stop, stopping) = watch::channel(false);
+        let driving = tokio::spawn(Arc::clone(&controller).drive(stopping));
         let control = bound.serve(Arc::new(Arc::clone(&controller)));
-        Ok((Controlled { host, controller, control, driving }, restored))
+        Ok((Controlled { host, controller, control, stop, driving }, restored))
     }
 
     /// Stops taking calls and deployments, and finishes what runs. Answers whether all of it ended in time.
     pub async fn drain(self) -> bool {
-        let Controlled { host, controller, control, driving } = self;
+        let Controlled { host, controller, control, stop, driving } = self;
         control.drain();
         let within = Duration::from_millis(host.deployer.config.limits.drain_ms);
         let ended = host.drain().await;
         let told = control.stop(within).await;
-        driving.abort();
+        stop.send_replace(true);
         let _ = driving.await;
         drop(controller);
         ended && told

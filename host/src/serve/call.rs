@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::body::Share;
 use super::status::AnswerError;
-use super::{Server, Trace};
+use super::{Server, Trace, is_judged};
 use crate::backend::Priority;
 use crate::function::cache;
 use crate::function::statistics::Parts;
@@ -71,7 +71,7 @@ impl Server {
     }
 
     /// The function that answers this call: as [`Server::model`], but where no version is named, of the revision that
-    /// the call's lot falls to.
+    /// the call's lot falls to; and whether that was chosen by weight alone.
     ///
     /// # Errors
     /// Where there is none.
@@ -81,13 +81,15 @@ impl Server {
         name: &'a str,
         version: &str,
         asker: &Asker<'_>,
-    ) -> Result<&'a Arc<Function>, AnswerError> {
+    ) -> Result<(&'a Arc<Function>, bool), AnswerError> {
         match snapshot.model(name) {
             Some(traffic) if version.is_empty() && traffic.candidate.is_some() => {
-                let function = traffic.choose(asker).models.get(name);
-                function.ok_or_else(|| AnswerError::ModelNotFound(name.to_owned()))
+                let chosen = traffic.choose(asker);
+                let function = chosen.release.models.get(name);
+                let function = function.ok_or_else(|| AnswerError::ModelNotFound(name.to_owned()))?;
+                Ok((function, chosen.by_weight))
             }
-            _ => self.model(snapshot, name, version),
+            _ => Ok((self.model(snapshot, name, version)?, version.is_empty())),
         }
     }
 
@@ -151,6 +153,7 @@ impl Server {
         {
             function.statistics.hit(started.elapsed());
             function.metrics.cache_hits.inc();
+            note_outputs(function, &reply, trace);
             return Ok(Outcome { reply, _permit: None, share: caller.share });
         }
         let missed = started.elapsed();
@@ -210,9 +213,7 @@ impl Server {
         description
             .check(&reply, &wanted)
             .map_err(|reason| AnswerError::Call(CallError::BadReply(reason)))?;
-        if function.observations.watched() {
-            reply.outputs.iter().for_each(|(name, tensor)| function.observations.output(name, tensor));
-        }
+        note_outputs(function, &reply, trace);
         Ok((reply, permit))
     }
 
@@ -242,6 +243,13 @@ impl Server {
 
     fn may_control(&self) -> Result<(), AnswerError> {
         if self.limits.model_control { Ok(()) } else { Err(AnswerError::ControlForbidden) }
+    }
+}
+
+/// Has an answer judged, where its function is compared with another revision.
+fn note_outputs(function: &Function, reply: &Reply, trace: &Trace) {
+    if is_judged(function, trace) {
+        reply.outputs.iter().for_each(|(name, tensor)| function.observations.output(name, tensor));
     }
 }
 

@@ -145,7 +145,9 @@ pub async fn answer(
         Endpoint::Model(name, version, aspect) => {
             let function = if aspect.is_call() {
                 let asker = Asker { headers: request.headers(), client: client.ip() };
-                server.called(snapshot, name, version, &asker)?
+                let (function, by_weight) = server.called(snapshot, name, version, &asker)?;
+                trace.by_weight = by_weight;
+                function
             } else {
                 server.model(snapshot, name, version)?
             };

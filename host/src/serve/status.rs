@@ -139,6 +139,7 @@ impl AnswerError {
     pub fn outcome(&self) -> Option<Outcome> {
         match self {
             AnswerError::ReplyTooLarge(_) => Some(Outcome::Error),
+            AnswerError::CallerDeadline(_) => Some(Outcome::LimitKill),
             AnswerError::Call(error) => match error {
                 CallError::Raised { .. } => Some(Outcome::Raised),
                 CallError::Trapped(_) => Some(Outcome::Trap),

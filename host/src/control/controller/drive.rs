@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
+
 use super::prepare::{conflict, said, warm};
 use super::slot::{Slot, State, under_way};
 use super::{Controller, now_ms};
@@ -30,10 +32,9 @@ const RETRY: Duration = Duration::from_secs(5);
 const KEEP: Duration = Duration::from_secs(5);
 
 impl Controller {
-    /// Drives all rollouts, until it is dropped.
-    pub async fn drive(self: Arc<Self>) {
-        loop {
-            tokio::time::sleep(TICK).await;
+    /// Drives all rollouts until `stop` says so; what is being done then is done.
+    pub async fn drive(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
+        while tokio::time::timeout(TICK, stop.wait_for(|stop| *stop)).await.is_err() {
             for slot in self.slots() {
                 // In a task of its own: what goes wrong with one app keeps no other from going on.
                 let controller = Arc::clone(&self);
@@ -115,6 +116,12 @@ impl Controller {
             )));
         }
         plan.check().map_err(ControlError::invalid)?;
+        if plan.shadow.capture && !self.deployer.config.control.allow_capture {
+            return Err(ControlError::not_allowed(
+                "the plan would keep what callers sent (`shadow.capture`), which this host does not allow: leave it out, \
+                 or have its operator set `control.allow_capture` in host.toml",
+            ));
+        }
         let mut record = state.record.clone();
         let id = record.next_rollout;
         record.next_rollout += 1;

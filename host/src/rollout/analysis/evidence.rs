@@ -227,3 +227,80 @@ impl Rates {
         (weight > 0.0).then(|| (self.stable.value() / weight, self.candidate.value() / weight))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RATIOS: [(f64, f64); 2] = [(1.0, 1.4), (1.0, 0.7)];
+
+    /// A share from 0 to 1, by splitmix64.
+    fn share(state: &mut u64) -> f64 {
+        *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let number = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((number ^ (number >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// A block of calls that are bad with the same probability in both arms.
+    fn equal(state: &mut u64, bad: f64) -> Table {
+        let mut of = |calls: u64| (0..calls).filter(|_| share(state) < bad).count() as u64;
+        Table { candidate: 10, candidate_bad: of(10), stable: 40, stable_bad: of(40) }
+    }
+
+    #[test]
+    fn evidence_is_one_in_the_mean_and_rarely_ever_large_though_parts_and_steps_come_and_go() {
+        const RUNS: u64 = 4000;
+        let (mut sum, mut ever) = (0.0, 0);
+        for run in 0..RUNS {
+            let mut state = run << 32;
+            let mut evidence = Evidence::new();
+            let mut largest = 0.0f64;
+            for block in 0..12u32 {
+                let mut findings = vec![Finding::of("first".to_owned(), equal(&mut state, 0.1), &RATIOS)];
+                if block >= 4 {
+                    findings.push(Finding::of("second".to_owned(), equal(&mut state, 0.4), &RATIOS));
+                }
+                evidence.add(&findings, block / 3, true);
+                largest = largest.max(evidence.value(0.0));
+            }
+            sum += evidence.value(0.0);
+            ever += u64::from(largest >= 10.0);
+        }
+        let mean = sum / RUNS as f64;
+        assert!((0.95..1.05).contains(&mean), "{mean}");
+        assert!(ever * 10 <= RUNS, "{ever} of {RUNS} come to 10");
+    }
+
+    #[test]
+    fn what_speaks_for_a_candidate_does_not_outweigh_for_ever_what_speaks_against_it_later() {
+        let mut evidence = Evidence::new();
+        let mut add = |candidate_bad, blocks: u32| {
+            let table = Table { candidate: 50, candidate_bad, stable: 50, stable_bad: 10 };
+            (0..blocks).for_each(|_| {
+                evidence.add(&[Finding::of("part".to_owned(), table, &[(1.0, 4.0)])], 0, false);
+            });
+            evidence.value(0.0)
+        };
+        assert!(add(5, 500) < 1.0);
+        assert!(add(30, 4) > 1e6);
+    }
+
+    #[test]
+    fn rates_are_those_of_equal_mixtures() {
+        // Everything fails more often while the candidate takes more.
+        let mut evidence = Evidence::new();
+        for (candidate, stable, bad) in [(100, 900, 0.01), (900, 100, 0.5)] {
+            let of = |calls: u64| (calls as f64 * bad) as u64;
+            let table = Table { candidate, candidate_bad: of(candidate), stable, stable_bad: of(stable) };
+            evidence.add(&[Finding::of("part".to_owned(), table, &RATIOS)], 0, false);
+        }
+        let (part, rates) = evidence.worst(0.0).unwrap();
+        let (of_stable, of_candidate) = rates.unwrap();
+        assert_eq!(part, "part");
+        assert!((of_stable - of_candidate).abs() < 1e-3 && evidence.value(0.0) < 1.0);
+        assert_eq!(evidence.furthest().unwrap(), (of_stable, of_candidate));
+        // Parts that differ by too little do not speak against a candidate.
+        assert!(evidence.value(0.5) <= 1.0);
+    }
+}

@@ -104,8 +104,10 @@ pub(super) async fn read(
 ) -> Result<Asked, AnswerError> {
     let Message { bytes, share } = message;
     let call = Call::read(&bytes)?;
-    let function = Arc::clone(server.called(snapshot, call.model, call.version, asker)?);
+    let (function, by_weight) = server.called(snapshot, call.model, call.version, asker)?;
+    let function = Arc::clone(function);
     trace.function = Some(Arc::clone(&function));
+    trace.by_weight = by_weight;
     let limit = function.revision.request_body_bytes;
     if bytes.len() > limit {
         return Err(AnswerError::TooLarge(limit));

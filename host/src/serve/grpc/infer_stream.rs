@@ -212,7 +212,7 @@ impl Asking {
             id: form.id.clone(),
         };
         let caller = Caller { deadline: self.deadline.map(|deadline| deadline.at), share: asked.share };
-        let mut answers = Answers::of(&self.server, &form.function, asked.request, caller);
+        let mut answers = Answers::of(&self.server, &form.function, asked.request, caller, &self.trace);
         let passed_on = pass_on(&self.server, &mut answers, &form, to).await;
         self.trace = std::mem::take(&mut answers.trace);
         passed_on

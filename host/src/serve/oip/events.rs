@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame};
@@ -13,10 +14,11 @@ use tokio::task::JoinHandle;
 
 use super::super::call::{self, Caller, Outcome};
 use super::super::status::AnswerError;
-use super::super::{Server, Trace};
+use super::super::{Server, Trace, observe};
 use crate::function::Function;
 use crate::instance::typed::{Reply, Request};
 use crate::nn::responses::{self, Sent};
+use crate::telemetry::observations;
 
 /// Answers that may wait for the caller to take them, before the function waits.
 const WAITING: usize = 4;
@@ -27,6 +29,7 @@ pub struct Answers {
     wanted: Vec<String>,
     coming: mpsc::Receiver<Sent>,
     call: Option<JoinHandle<(Result<Outcome, AnswerError>, Trace)>>,
+    started: Instant,
     /// What the call has used, once it has ended.
     pub trace: Trace,
 }
@@ -46,11 +49,17 @@ impl Answer {
 }
 
 impl Answers {
-    /// Begins a call.
-    pub fn of(server: &Arc<Server>, function: &Arc<Function>, request: Request, caller: Caller) -> Answers {
+    /// Begins a call, whose trace goes on from `trace`.
+    pub fn of(
+        server: &Arc<Server>,
+        function: &Arc<Function>,
+        request: Request,
+        caller: Caller,
+        trace: &Trace,
+    ) -> Answers {
         let (sender, coming) = responses::channel(WAITING, function.revision.response_body_bytes);
         let wanted = request.outputs.clone();
-        let trace = Trace { function: Some(Arc::clone(function)), ..Trace::default() };
+        let trace = Trace { function: Some(Arc::clone(function)), ..trace.clone() };
         let call = tokio::spawn({
             let (server, function, mut trace) = (Arc::clone(server), Arc::clone(function), trace.clone());
             async move {
@@ -59,7 +68,14 @@ impl Answers {
                 (answered, trace)
             }
         });
-        Answers { function: Arc::clone(function), wanted, coming, call: Some(call), trace }
+        Answers {
+            function: Arc::clone(function),
+            wanted,
+            coming,
+            call: Some(call),
+            started: Instant::now(),
+            trace,
+        }
     }
 
     /// The next answer; after the last one, or an error, there is none.
@@ -70,6 +86,7 @@ impl Answers {
         if let Some(Sent { outputs, room }) = ready!(self.coming.poll_recv(context)) {
             let reply = call::partial(&self.function, &self.wanted, outputs);
             if reply.is_err() {
+                self.trace.run = self.started.elapsed();
                 self.end();
             }
             return Poll::Ready(Some(reply.map(|reply| Answer { reply, outcome: None, _room: Some(room) })));
@@ -89,6 +106,16 @@ impl Answers {
     /// The next answer; after the last one, or an error, there is none.
     pub async fn next(&mut self) -> Option<Result<Answer, AnswerError>> {
         std::future::poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// Has a call judged that goes on after the head of the answer, where `answer` ends it.
+    fn judge(&self, answer: &Result<Answer, AnswerError>) {
+        let outcome = match answer {
+            Ok(answer) if answer.is_last() => Some(observations::Outcome::Success),
+            Ok(_) => None,
+            Err(error) => error.outcome(),
+        };
+        observe(&self.function, outcome, &self.trace);
     }
 
     fn end(&mut self) {
@@ -144,6 +171,7 @@ impl HttpBody for Events {
             return Poll::Ready(Some(Ok(Frame::data(bytes))));
         }
         let Some(answer) = ready!(self.answers.poll_next(context)) else { return Poll::Ready(None) };
+        self.answers.judge(&answer);
         let written = (self.write)(answer);
         let written = self.written(written);
         Poll::Ready(Some(Ok(Frame::data(written))))

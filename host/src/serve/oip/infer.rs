@@ -93,11 +93,13 @@ pub(super) async fn generate_stream(
     trace: &mut Trace,
 ) -> Result<Response<Body>, AnswerError> {
     let (id, request, share, _) = read_plain(server, function, request).await?;
-    let mut answers = Answers::of(server, function, request, Caller { deadline: None, share });
+    let mut answers = Answers::of(server, function, request, Caller { deadline: None, share }, trace);
     // What goes wrong before the first answer has a status.
     let first = answers.next().await;
     trace.clone_from(&answers.trace);
     let first = first.ok_or(AnswerError::Internal)??;
+    // One that goes on is judged by its end.
+    trace.by_weight &= first.is_last();
     let (server, function) = (Arc::clone(server), Arc::clone(function));
     let write = move |answer: Result<Answer, AnswerError>| {
         let written = answer.and_then(|answer| {
