@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::Method;
 use serde_json::json;
@@ -15,6 +16,7 @@ use tenon::control::wire::{AppStatus, Command, Prepare, Prepared, Source, Start}
 use tenon::control::{Control, ControlError};
 use tenon::host::{Host, Surroundings};
 use tenon::rollout::plan::{Plan, Strategy};
+use tenon::telemetry::observations::Tally;
 use tokio::sync::{mpsc, watch};
 
 use crate::harness::{Answer, PROGRAM, app, eventually, exchange, function, request, run};
@@ -217,37 +219,52 @@ fn routes_of_two_apps_do_not_conflict() {
     });
 }
 
+/// A canary at half of the calls, with users who stay and testers, which waits for a person twice.
+fn halves() -> Plan {
+    let plan = json!({
+        "strategy": "canary",
+        "steps": [{ "set_weight": 50 }, { "pause": {} }, { "set_weight": 60 }, { "pause": {} }],
+        "sticky": { "header": "x-user" },
+        "header_routes": [{ "header": "x-tester", "value": "yes", "revision": "candidate" }],
+    });
+    serde_json::from_value(plan).unwrap()
+}
+
+impl Controlled {
+    /// Serves one app, and tries another version of it out.
+    async fn try_out(&self, text: &str) {
+        self.deploy(text).await;
+        let second = self.prepare(&text.replace("1.0.0", "2.0.0")).await.unwrap();
+        let start = Start { revision: second.revision, plan: halves(), message: None };
+        self.control.start("app", start).await.unwrap();
+    }
+
+    /// What was counted of the calls of both revisions together.
+    fn judged(&self) -> Tally {
+        let mut judged = Tally::default();
+        for release in self.host.deployer.functions.snapshot().releases() {
+            release.functions.iter().for_each(|function| judged.add(&function.observations.read()));
+        }
+        judged
+    }
+}
+
 #[test]
 fn only_calls_that_the_weight_divides_are_judged() {
     run(async {
         let folder = tempfile::tempdir().unwrap();
         let host = Controlled::start(folder.path()).await;
         let cached = "tool.tenon.limits.response_cache_mib = 1";
-        let echo =
-            |version: &str| app(&[function("/echo", "echo", "typed_echo", cached)]).replace("1.0.0", version);
-        host.deploy(&echo("1.0.0")).await;
-        let second = host.prepare(&echo("2.0.0")).await.unwrap();
-        let plan = json!({
-            "strategy": "canary",
-            "steps": [{ "set_weight": 50 }, { "pause": {} }],
-            "sticky": { "header": "x-user" },
-            "header_routes": [{ "header": "x-tester", "value": "yes", "revision": "candidate" }],
-        });
-        let plan = serde_json::from_value(plan).unwrap();
-        let start = Start { revision: second.revision, plan, message: None };
-        host.control.start("app", start).await.unwrap();
+        let functions = [
+            function("/echo", "echo", "typed_echo", ""),
+            function("/cached", "cached", "typed_echo", cached),
+        ];
+        host.try_out(&app(&functions)).await;
         let call = async |path: &str, headers: &[(&str, &str)]| {
             let body = json!({ "inputs": every_datatype() }).to_string();
             let headers = [&[("content-type", "application/json")], headers].concat();
             let answer = exchange(host.host.http, request(Method::POST, path, &headers, body)).await.unwrap();
             answer.expect(200).header("x-tenon-revision").to_owned()
-        };
-        // Calls that are judged, and how many of them have a time.
-        let judged = || {
-            let snapshot = host.host.deployer.functions.snapshot();
-            let tallies = snapshot.releases().map(|release| release.functions[0].observations.read());
-            let counts = tallies.map(|tally| (tally.requests, tally.success, tally.latency.total()));
-            counts.collect::<Vec<_>>()
         };
         assert_eq!(call("/echo", &[("x-tester", "yes")]).await, "2");
         assert_eq!(call("/v2/models/echo/infer", &[("x-tester", "yes")]).await, "2");
@@ -255,12 +272,54 @@ fn only_calls_that_the_weight_divides_are_judged() {
             let path = format!("/v2/models/echo/versions/{version}/infer");
             assert_eq!(call(&path, &[]).await, version);
         }
-        assert_eq!(judged(), [(0, 0, 0); 2]);
-        // The same user twice: the second answer is kept from before.
-        let revision = call("/v2/models/echo/infer", &[("x-user", "ada")]).await;
-        assert_eq!(call("/echo", &[("x-user", "ada")]).await, revision);
-        let (one, none) = ((2, 2, 0), (0, 0, 0));
-        assert_eq!(judged(), if revision == "1" { [one, none] } else { [none, one] });
+        assert_eq!(host.judged().requests, 0);
+        call("/v2/models/echo/infer", &[("x-user", "ada")]).await;
+        call("/echo", &[("x-user", "ada")]).await;
+        let judged = host.judged();
+        assert_eq!((judged.success, judged.latency.total()), (2, 2));
+        // Of calls whose answers may be kept, some are computed, and judged.
+        for _ in 0..320 {
+            call("/cached", &[("x-user", "ada")]).await;
+        }
+        let judged = host.judged();
+        assert!((3..80).contains(&judged.requests), "{}", judged.requests);
+        assert_eq!(judged.latency.total(), judged.requests);
+        host.stop().await;
+    });
+}
+
+#[test]
+fn calls_are_judged_by_their_end_and_within_one_division() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let host = Controlled::start(folder.path()).await;
+        host.try_out(&hello("1.0.0")).await;
+        let judged = async |what: &str, holds: fn(&Tally) -> bool| {
+            eventually(what, async || holds(&host.judged())).await;
+        };
+        host.get("/hello/").await.expect(200);
+        judged("an answer", |tally| (tally.requests, tally.success, tally.latency.total()) == (1, 1, 1))
+            .await;
+        host.get("/hello/status?404").await.expect(404);
+        judged("an answer of 404", |tally| (tally.requests, tally.raised) == (2, 1)).await;
+        let broken =
+            exchange(host.host.http, request(Method::GET, "/hello/trap-after-headers", &[], "")).await;
+        assert!(broken.is_err(), "it breaks off");
+        judged("an answer that breaks off", |tally| (tally.requests, tally.errors) == (3, 1)).await;
+        let leaving = || tokio::time::timeout(Duration::from_millis(200), host.get("/hello/never"));
+        assert!(leaving().await.is_err(), "it does not answer");
+        judged("a caller who leaves", |tally| (tally.requests, tally.left) == (4, 1)).await;
+        // Of the calls that are under way when the weight changes, the ones that are over soon alone would be counted.
+        let (left, promoted) = tokio::join!(leaving(), async {
+            eventually("a call is under way", async || {
+                host.host.deployer.functions.telemetry.instances.get() > 0
+            })
+            .await;
+            host.control.promote("app", Command::default()).await
+        });
+        assert!(left.is_err() && promoted.is_ok());
+        host.get("/hello/").await.expect(200);
+        judged("it begins anew", |tally| (tally.requests, tally.success) == (1, 1)).await;
         host.stop().await;
     });
 }

@@ -25,7 +25,7 @@ pub use revision::Revision;
 pub use route::{Matched, Route, Routes, Target};
 pub use snapshot::{Conflict, Snapshot};
 use statistics::Statistics;
-pub use traffic::{Asker, Traffic};
+pub use traffic::{Asker, Division, Traffic};
 
 /// A named thing to call: `<app>/<component>`.
 pub struct Function {
@@ -139,12 +139,27 @@ impl Functions {
     pub fn publish(&self, app: &str, traffic: Option<Traffic>) -> Result<(), Conflict> {
         let _turn = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut apps = self.current.load().apps().clone();
-        match traffic {
-            Some(traffic) => drop(apps.insert(app.to_owned(), Arc::new(traffic))),
-            None => drop(apps.remove(app)),
-        }
+        let former = apps.remove(app);
+        let traffic = traffic.map(|mut traffic| {
+            if let Some(former) = former.as_ref().filter(|former| traffic.divides_as(former)) {
+                traffic.division = Arc::clone(&former.division);
+            }
+            Arc::new(traffic)
+        });
+        apps.extend(traffic.clone().map(|traffic| (app.to_owned(), traffic)));
         self.current.store(Arc::new(Snapshot::of(apps)?));
         self.published.store(true, Ordering::Release);
+        let goes_on = |former: &Traffic| {
+            traffic.as_ref().is_some_and(|traffic| Arc::ptr_eq(&traffic.division, &former.division))
+        };
+        if former.as_deref().is_some_and(goes_on) {
+            return Ok(());
+        }
+        former.iter().for_each(|former| former.division.end());
+        for traffic in traffic.iter().filter(|traffic| traffic.candidate.is_some()) {
+            let functions = traffic.releases().flat_map(|release| &release.functions);
+            functions.for_each(|function| function.observations.begin());
+        }
         Ok(())
     }
 

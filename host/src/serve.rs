@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use http::{Method, Request, Response, StatusCode, Version};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Incoming;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
-use crate::function::{Asker, Function, Functions, Matched, Release, Snapshot, Target, shadow};
+use crate::function::{Asker, Division, Function, Functions, Matched, Release, Snapshot, Target, shadow};
 use crate::instance::Deadline;
-use crate::nn::Usage;
+use crate::nn::{Meter, Usage};
 use crate::telemetry::FunctionMetrics;
 use crate::telemetry::observations::Outcome;
 
@@ -24,6 +24,7 @@ pub mod connection;
 pub mod grpc;
 pub mod http_function;
 pub mod json;
+mod judge;
 pub mod linger;
 pub mod oip;
 pub mod spin_headers;
@@ -77,11 +78,15 @@ pub struct Server {
 #[derive(Clone, Default)]
 pub struct Trace {
     pub function: Option<Arc<Function>>,
-    /// Whether the revision was chosen by weight alone, so that the call can be compared with those of another.
-    pub by_weight: bool,
+    /// Where the call is compared with those of another revision: what chose this one.
+    pub division: Option<Arc<Division>>,
     pub queue: Duration,
     pub run: Duration,
+    /// When an instance of the function began to run.
+    pub began: Option<Instant>,
     pub usage: Usage,
+    /// Where the instance goes on after the head of its answer, what it has used.
+    pub meter: Option<Meter>,
     /// The name of the error for the access log, and the one for metrics.
     pub error: Option<(String, &'static str)>,
     /// What an error says of the function.
@@ -239,10 +244,10 @@ impl Server {
         }
         let path = request.uri().path();
         let asker = Asker { headers: request.headers(), client: client.ip() };
-        let Some((matched, by_weight)) = snapshot.find(path, &asker) else {
+        let Some((matched, division)) = snapshot.find(path, &asker) else {
             return Err(self.nowhere(AnswerError::FunctionNotFound(path.to_owned())));
         };
-        trace.by_weight = by_weight;
+        trace.division = division.map(Arc::clone);
         match &matched.route.target {
             Target::Static(answer) => Ok(body::fixed(answer)),
             Target::Function(function) => {
@@ -339,54 +344,13 @@ impl Server {
         }
         if let Some(function) = trace.function.as_ref().filter(|function| !is_http(function)) {
             let outcome = if trace.error.is_none() { Some(Outcome::Success) } else { trace.outcome };
-            observe(function, outcome, trace);
+            judge::note(function, outcome, trace);
         }
     }
 }
 
 fn is_http(function: &Function) -> bool {
     !function.revision.program.is_typed()
-}
-
-/// Has a call judged, where its function is compared with another revision.
-fn observe(function: &Function, outcome: Option<Outcome>, trace: &Trace) {
-    if !is_judged(function, trace) {
-        return;
-    }
-    let memory = Some(trace.usage.memory_bytes as u64).filter(|bytes| *bytes > 0);
-    match outcome {
-        // What failed before an instance was there says nothing of the function.
-        Some(outcome) if outcome != Outcome::Success && trace.run.is_zero() => {}
-        // An answer that was kept counts as one, so that the calls that are left to count are not the rare ones alone,
-        // and for which a revision begins with none kept; how long it took says nothing.
-        Some(outcome) if trace.run.is_zero() => function.observations.record(outcome, Duration::ZERO, memory),
-        Some(outcome) => function.observations.record(outcome, trace.queue + trace.run, memory),
-        None => {}
-    }
-}
-
-/// Whether a call is compared with those of another revision.
-fn is_judged(function: &Function, trace: &Trace) -> bool {
-    trace.by_weight && function.observations.watched()
-}
-
-/// Has the answer of an HTTP function judged, whose own errors are told by their status alone.
-fn observe_answer(function: &Function, response: &Response<Body>, trace: &Trace) {
-    if !is_judged(function, trace) {
-        return;
-    }
-    let status = response.status();
-    let outcome = match trace.outcome {
-        None if trace.error.is_some() => None,
-        None if status.is_server_error() => Some(Outcome::Error),
-        None if status.is_client_error() => Some(Outcome::Raised),
-        None => Some(Outcome::Success),
-        outcome => outcome,
-    };
-    if trace.error.is_none() {
-        function.observations.body(status.as_u16(), response.body().size_hint().lower());
-    }
-    observe(function, outcome, trace);
 }
 
 /// Counts a connection until it is dropped.
@@ -422,15 +386,14 @@ impl Answering<'_> {
     fn end(&mut self, response: &mut Response<Body>) {
         self.ended = true;
         let Answering { server, head, started, trace, .. } = self;
-        if let Some(function) = trace.function.as_ref().filter(|function| is_http(function)) {
-            observe_answer(function, response, trace);
-        }
+        let function = trace.function.clone().filter(|function| is_http(function));
+        let judged = function.and_then(|function| judge::note_answer(&function, response, trace));
         if let Some(shadow) = &trace.shadow {
             shadow.identify(head.request_id.header());
         }
         if let Some(function) = &trace.function {
             let telemetry = Arc::clone(&server.functions.telemetry);
-            response.body_mut().watch(telemetry, function, &head.request_id);
+            response.body_mut().watch(telemetry, function, &head.request_id, judged);
         }
         server.count(trace, started.elapsed());
         if let Some(access) = &server.access {
@@ -446,6 +409,7 @@ impl Drop for Answering<'_> {
         }
         let name = if std::thread::panicking() { "internal" } else { "cancelled" };
         self.trace.error = Some((name.to_owned(), name));
+        self.trace.outcome = Some(Outcome::Left);
         let mut response = Response::new(Body::Whole(None));
         *response.status_mut() = StatusCode::from_u16(CANCELLED_STATUS).expect("it has three digits");
         self.end(&mut response);

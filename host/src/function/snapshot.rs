@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::{Asker, Function, Matched, Release, Route, Routes, Traffic};
+use super::{Asker, Division, Function, Matched, Release, Route, Routes, Traffic};
 
 /// What is served at one moment. It never changes: a deployment publishes the next one.
 #[derive(Default)]
@@ -82,16 +82,16 @@ impl Snapshot {
         &self.apps
     }
 
-    /// The route of a path, in the revision that answers this request; and whether that was chosen by weight alone.
-    pub fn find(&self, path: &str, asker: &Asker<'_>) -> Option<(Matched<'_>, bool)> {
+    /// The route of a path, in the revision that answers this request; and the division that it was chosen by.
+    pub fn find(&self, path: &str, asker: &Asker<'_>) -> Option<(Matched<'_>, Option<&Arc<Division>>)> {
         let matched = self.routes.find(path)?;
         let traffic = &self.owners[matched.index];
         if traffic.candidate.is_none() {
-            return Some((matched, true));
+            return Some((matched, None));
         }
         // The other revision may have other routes.
         let chosen = traffic.choose(asker);
-        Some((chosen.release.routes.find(path)?, chosen.by_weight))
+        Some((chosen.release.routes.find(path)?, chosen.division))
     }
 
     /// Whether a path leads anywhere.

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use http::header::COOKIE;
 use http::{HeaderMap, HeaderName};
@@ -22,6 +22,24 @@ pub struct Traffic {
     /// Revisions that take the calls alone that name their version.
     pub others: Vec<Arc<Release>>,
     pub rules: Arc<Rules>,
+    pub division: Arc<Division>,
+}
+
+/// A way of dividing an app's calls among its revisions, for as long as it lasts. Calls that begin and end within one can
+/// be compared: each revision then has its share of those that are over soon and of those that take their time.
+#[derive(Debug, Default)]
+pub struct Division {
+    is_over: AtomicBool,
+}
+
+impl Division {
+    pub fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn end(&self) {
+        self.is_over.store(true, Ordering::Relaxed);
+    }
 }
 
 /// A revision that is tried out.
@@ -69,21 +87,27 @@ pub struct Asker<'a> {
 #[derive(Clone, Copy)]
 pub struct Chosen<'a> {
     pub release: &'a Arc<Release>,
-    /// Whether the weight alone decided. Only such calls can be compared: who asks for a revision, or is sent to one, may
-    /// ask for something else than the others do.
-    pub by_weight: bool,
+    /// Absent where something else than the weight decided. Such calls cannot be compared: who asks for a revision, or is
+    /// sent to one, may ask for something else than the others do.
+    pub division: Option<&'a Arc<Division>>,
 }
 
 impl Traffic {
     /// All of it to one revision.
     pub fn all(stable: Arc<Release>) -> Traffic {
-        Traffic { stable, candidate: None, others: Vec::new(), rules: Arc::default() }
+        Traffic {
+            stable,
+            candidate: None,
+            others: Vec::new(),
+            rules: Arc::default(),
+            division: Arc::default(),
+        }
     }
 
     /// The revision that answers a request.
     pub fn choose(&self, asker: &Asker<'_>) -> Chosen<'_> {
         let Some(candidate) = &self.candidate else {
-            return Chosen { release: &self.stable, by_weight: true };
+            return Chosen { release: &self.stable, division: None };
         };
         let routed = self.rules.routed(asker.headers);
         let to_candidate = routed.unwrap_or_else(|| match candidate.weight {
@@ -92,7 +116,19 @@ impl Traffic {
             weight => self.point(asker, &candidate.release) < weight,
         });
         let release = if to_candidate { &candidate.release } else { &self.stable };
-        Chosen { release, by_weight: routed.is_none() }
+        Chosen { release, division: routed.is_none().then_some(&self.division) }
+    }
+
+    /// Whether calls are divided as before, between the same revisions.
+    pub(super) fn divides_as(&self, former: &Traffic) -> bool {
+        let same = match (&self.candidate, &former.candidate) {
+            (Some(one), Some(other)) => {
+                Arc::ptr_eq(&one.release, &other.release) && one.weight == other.weight
+            }
+            (None, None) => true,
+            _ => false,
+        };
+        same && Arc::ptr_eq(&self.stable, &former.stable) && self.rules == former.rules
     }
 
     /// Where the request lies among [`WHOLE`]: as long as a candidate is tried out, all of a caller's at one point, so
@@ -163,7 +199,8 @@ fn within(number: u64) -> u16 {
     u16::try_from(number % u64::from(WHOLE)).expect("the rest is smaller than WHOLE")
 }
 
-fn at_random() -> u16 {
+/// A number below [`WHOLE`], each as often as any other.
+pub(crate) fn at_random() -> u16 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     // SplitMix64: neighbouring numbers come to points that look nothing alike, and each point comes equally often.
     let mut x = NEXT.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);

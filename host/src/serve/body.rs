@@ -16,6 +16,7 @@ use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::access::RequestId;
+use super::judge::Coming;
 use super::status::{AnswerError, Problem};
 use crate::function::Function;
 use crate::function::route::StaticResponse;
@@ -42,12 +43,22 @@ pub struct Watch {
     telemetry: Arc<Telemetry>,
     function: Arc<Function>,
     request_id: RequestId,
+    judged: Option<Coming>,
 }
 
 impl Watch {
+    fn passed(&mut self, bytes: usize) {
+        self.judged.iter_mut().for_each(|judged| judged.passed(bytes));
+    }
+
+    fn ended(mut self) {
+        self.judged.iter_mut().for_each(Coming::ended);
+    }
+
     /// The head was counted and logged as the answer that it was: what went wrong since is told here.
-    fn broken(&self, error: &BrokenBody) {
-        let Watch { telemetry, function, request_id } = self;
+    fn broken(mut self, error: &BrokenBody) {
+        self.judged.iter_mut().for_each(Coming::broken);
+        let Watch { telemetry, function, request_id, .. } = &self;
         telemetry.error(&function.metrics, error.name());
         let (function, request_id) = (function.name.as_str(), request_id.as_str());
         tracing::warn!(function, request_id, error = error.name(), "{error}");
@@ -77,11 +88,17 @@ impl BrokenBody {
 }
 
 impl Body {
-    /// Has it counted and logged when the guest breaks it off.
-    pub fn watch(&mut self, telemetry: Arc<Telemetry>, function: &Arc<Function>, request_id: &RequestId) {
+    /// Has it counted and logged when the guest breaks it off, and judged when it ends.
+    pub fn watch(
+        &mut self,
+        telemetry: Arc<Telemetry>,
+        function: &Arc<Function>,
+        request_id: &RequestId,
+        judged: Option<Coming>,
+    ) {
         if let Body::Guest { watch, .. } = self {
             let (function, request_id) = (Arc::clone(function), request_id.clone());
-            *watch = Some(Watch { telemetry, function, request_id });
+            *watch = Some(Watch { telemetry, function, request_id, judged });
         }
     }
 
@@ -111,11 +128,13 @@ impl HttpBody for Body {
                 Pin::new(&mut *body).poll_frame(context).map(|frame| {
                     let Some(frame) = frame else {
                         copy.take().into_iter().for_each(|copy| copy.end());
+                        watch.take().into_iter().for_each(Watch::ended);
                         return None;
                     };
                     let frame = frame.map_err(BrokenBody::Guest).and_then(|frame| {
                         let length = frame.data_ref().map_or(0, Bytes::len);
                         *left = left.checked_sub(length).ok_or(BrokenBody::TooLarge)?;
+                        watch.iter_mut().for_each(|watch| watch.passed(length));
                         Ok(frame)
                     });
                     // Once: whoever is told of an error asks no further.

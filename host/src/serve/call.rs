@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use super::body::Share;
 use super::status::AnswerError;
-use super::{Server, Trace, is_judged};
+use super::{Server, Trace, judge};
 use crate::backend::Priority;
 use crate::function::cache;
 use crate::function::statistics::Parts;
-use crate::function::{Asker, Function, Permit, Snapshot};
+use crate::function::{Asker, Division, Function, Permit, Snapshot};
 use crate::instance::typed::{Parameter, Reply, Request};
 use crate::instance::{CallError, Deadline};
 use crate::nn::responses::Responses;
@@ -71,7 +71,7 @@ impl Server {
     }
 
     /// The function that answers this call: as [`Server::model`], but where no version is named, of the revision that
-    /// the call's lot falls to; and whether that was chosen by weight alone.
+    /// the call's lot falls to; and the division that it was chosen by.
     ///
     /// # Errors
     /// Where there is none.
@@ -81,15 +81,15 @@ impl Server {
         name: &'a str,
         version: &str,
         asker: &Asker<'_>,
-    ) -> Result<(&'a Arc<Function>, bool), AnswerError> {
+    ) -> Result<(&'a Arc<Function>, Option<&'a Arc<Division>>), AnswerError> {
         match snapshot.model(name) {
             Some(traffic) if version.is_empty() && traffic.candidate.is_some() => {
                 let chosen = traffic.choose(asker);
                 let function = chosen.release.models.get(name);
                 let function = function.ok_or_else(|| AnswerError::ModelNotFound(name.to_owned()))?;
-                Ok((function, chosen.by_weight))
+                Ok((function, chosen.division))
             }
-            _ => Ok((self.model(snapshot, name, version)?, version.is_empty())),
+            _ => Ok((self.model(snapshot, name, version)?, None)),
         }
     }
 
@@ -149,11 +149,11 @@ impl Server {
         let cache = function.cache.as_ref().filter(|_| !function.revision.program.streams());
         let key = cache.map(|cache| (cache, cache::key(&request)));
         if let Some((cache, key)) = &key
+            && !judge::computes_anew(function, trace)
             && let Some(reply) = cache.get(key)
         {
             function.statistics.hit(started.elapsed());
             function.metrics.cache_hits.inc();
-            note_outputs(function, &reply, trace);
             return Ok(Outcome { reply, _permit: None, share: caller.share });
         }
         let missed = started.elapsed();
@@ -203,6 +203,7 @@ impl Server {
         }
         let wanted = request.outputs.clone();
         let running = Instant::now();
+        trace.began = Some(running);
         let (reply, usage) = revision.program.call(request, deadline, responses).await;
         trace.run = running.elapsed();
         trace.usage = usage;
@@ -213,7 +214,7 @@ impl Server {
         description
             .check(&reply, &wanted)
             .map_err(|reason| AnswerError::Call(CallError::BadReply(reason)))?;
-        note_outputs(function, &reply, trace);
+        judge::note_outputs(function, &reply, trace);
         Ok((reply, permit))
     }
 
@@ -243,13 +244,6 @@ impl Server {
 
     fn may_control(&self) -> Result<(), AnswerError> {
         if self.limits.model_control { Ok(()) } else { Err(AnswerError::ControlForbidden) }
-    }
-}
-
-/// Has an answer judged, where its function is compared with another revision.
-fn note_outputs(function: &Function, reply: &Reply, trace: &Trace) {
-    if is_judged(function, trace) {
-        reply.outputs.iter().for_each(|(name, tensor)| function.observations.output(name, tensor));
     }
 }
 

@@ -91,11 +91,13 @@ pub async fn answer(
     trace: &mut Trace,
 ) -> Result<Response<Body>, AnswerError> {
     let running = Instant::now();
+    trace.began = Some(running);
     // The revision, with its files, must outlive its instances.
     let held = (permit, Arc::clone(function));
     let (response, meter) = function.revision.program.handle(request, deadline(function), held).await;
     trace.run = running.elapsed();
     trace.usage = meter.read();
+    trace.meter = Some(meter);
     let mut response = match (response, shadowed) {
         (Ok(response), shadowed) => {
             let (head, body) = response.into_parts();

@@ -145,8 +145,8 @@ pub async fn answer(
         Endpoint::Model(name, version, aspect) => {
             let function = if aspect.is_call() {
                 let asker = Asker { headers: request.headers(), client: client.ip() };
-                let (function, by_weight) = server.called(snapshot, name, version, &asker)?;
-                trace.by_weight = by_weight;
+                let (function, division) = server.called(snapshot, name, version, &asker)?;
+                trace.division = division.map(Arc::clone);
                 function
             } else {
                 server.model(snapshot, name, version)?

@@ -135,20 +135,22 @@ impl AnswerError {
         }
     }
 
-    /// What it says of the function, where it is not the caller's fault or the host's.
+    /// What it says of the function, where an instance of it ran.
     pub fn outcome(&self) -> Option<Outcome> {
         match self {
             AnswerError::ReplyTooLarge(_) => Some(Outcome::Error),
             AnswerError::CallerDeadline(_) => Some(Outcome::LimitKill),
             AnswerError::Call(error) => match error {
-                CallError::Raised { .. } => Some(Outcome::Raised),
+                // Input that one revision's model takes, the other's may refuse.
+                CallError::Raised { .. } | CallError::Input(_) => Some(Outcome::Raised),
                 CallError::Trapped(_) => Some(Outcome::Trap),
                 CallError::DeadlineExceeded(_) | CallError::OverMemory(_) => Some(Outcome::LimitKill),
                 CallError::BadReply(_)
                 | CallError::Start(_)
                 | CallError::Unavailable(_)
+                | CallError::OverBudget(_)
                 | CallError::Inference(_) => Some(Outcome::Error),
-                CallError::Input(_) | CallError::OverBudget(_) | CallError::Queue(_) => None,
+                CallError::Queue(_) => None,
             },
             _ => None,
         }

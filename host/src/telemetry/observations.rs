@@ -4,8 +4,8 @@ mod cells;
 mod histogram;
 mod tally;
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use crate::tensor::Tensor;
@@ -18,18 +18,19 @@ pub use tally::{Distribution, Tally};
 /// The most outputs whose answers are followed; further ones are left out.
 pub const MAX_OUTPUTS: usize = 16;
 
-/// How a call ended. Faults of the caller (bad input, too much, gone away) and refusals of a busy host are no outcome
-/// and are not recorded.
+/// How a call ended. What went wrong before an instance of the function ran is no outcome and is not recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Success,
-    /// The function's own error, or an HTTP function's answer of 4xx.
+    /// The function's own error, an HTTP function's answer of 4xx, or input that a model does not take.
     Raised,
     /// An answer that cannot be used, an inference that failed, a model that is not there, an answer of 5xx.
     Error,
     Trap,
     /// Ended at its deadline or its limit of memory.
     LimitKill,
+    /// The caller left while the call ran.
+    Left,
 }
 
 /// The counters of one function of one release. Counting is a few atomic additions, and nothing at all while nobody
@@ -38,11 +39,20 @@ pub enum Outcome {
 pub struct Observations {
     watched: AtomicBool,
     cells: OnceLock<Box<Cells>>,
+    /// What was counted before the count began anew.
+    before: Mutex<Tally>,
 }
 
 impl Observations {
     pub fn new() -> Observations {
         Observations::default()
+    }
+
+    /// Begins the count anew.
+    pub fn begin(&self) {
+        if let Some(cells) = self.cells.get() {
+            *self.before.lock().unwrap_or_else(PoisonError::into_inner) = cells.read();
+        }
     }
 
     /// Begins or ends the counting. What was counted stays.
@@ -81,9 +91,11 @@ impl Observations {
         }
     }
 
-    /// What was counted since the first [`Observations::watch`].
+    /// What was counted since the count last began.
     pub fn read(&self) -> Tally {
-        self.cells.get().map(|cells| cells.read()).unwrap_or_default()
+        let Some(cells) = self.cells.get() else { return Tally::default() };
+        let before = self.before.lock().unwrap_or_else(PoisonError::into_inner);
+        cells.read().since(&before)
     }
 
     fn cells(&self) -> Option<&Cells> {

@@ -104,10 +104,10 @@ pub(super) async fn read(
 ) -> Result<Asked, AnswerError> {
     let Message { bytes, share } = message;
     let call = Call::read(&bytes)?;
-    let (function, by_weight) = server.called(snapshot, call.model, call.version, asker)?;
+    let (function, division) = server.called(snapshot, call.model, call.version, asker)?;
     let function = Arc::clone(function);
     trace.function = Some(Arc::clone(&function));
-    trace.by_weight = by_weight;
+    trace.division = division.map(Arc::clone);
     let limit = function.revision.request_body_bytes;
     if bytes.len() > limit {
         return Err(AnswerError::TooLarge(limit));

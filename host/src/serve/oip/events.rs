@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use super::super::call::{self, Caller, Outcome};
 use super::super::status::AnswerError;
-use super::super::{Server, Trace, observe};
+use super::super::{Server, Trace, judge};
 use crate::function::Function;
 use crate::instance::typed::{Reply, Request};
 use crate::nn::responses::{self, Sent};
@@ -86,7 +86,7 @@ impl Answers {
         if let Some(Sent { outputs, room }) = ready!(self.coming.poll_recv(context)) {
             let reply = call::partial(&self.function, &self.wanted, outputs);
             if reply.is_err() {
-                self.trace.run = self.started.elapsed();
+                self.trace.began = Some(self.started);
                 self.end();
             }
             return Poll::Ready(Some(reply.map(|reply| Answer { reply, outcome: None, _room: Some(room) })));
@@ -115,7 +115,7 @@ impl Answers {
             Ok(_) => None,
             Err(error) => error.outcome(),
         };
-        observe(&self.function, outcome, &self.trace);
+        judge::note(&self.function, outcome, &self.trace);
     }
 
     fn end(&mut self) {

@@ -99,7 +99,7 @@ pub(super) async fn generate_stream(
     trace.clone_from(&answers.trace);
     let first = first.ok_or(AnswerError::Internal)??;
     // One that goes on is judged by its end.
-    trace.by_weight &= first.is_last();
+    trace.division.take_if(|_| !first.is_last());
     let (server, function) = (Arc::clone(server), Arc::clone(function));
     let write = move |answer: Result<Answer, AnswerError>| {
         let written = answer.and_then(|answer| {

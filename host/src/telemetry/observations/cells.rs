@@ -64,7 +64,7 @@ fn logarithm(value: f64, lowest: f64) -> f64 {
 }
 
 pub(super) struct Cells {
-    outcomes: [AtomicU64; 5],
+    outcomes: [AtomicU64; 6],
     latency: [AtomicU64; BUCKETS],
     memory: [AtomicU64; BUCKETS],
     memory_peak: AtomicU64,
@@ -124,17 +124,18 @@ impl Cells {
     }
 
     pub(super) fn read(&self) -> Tally {
-        let [success, raised, errors, traps, limit_kills] =
-            [0, 1, 2, 3, 4].map(|place| self.outcomes[place].load(Ordering::Relaxed));
+        let [success, raised, errors, traps, limit_kills, left] =
+            [0, 1, 2, 3, 4, 5].map(|place| self.outcomes[place].load(Ordering::Relaxed));
         let outputs = self.outputs.iter().map_while(OnceLock::get);
         Tally {
-            // From the same five, so that they agree while calls are recorded meanwhile.
-            requests: success + raised + errors + traps + limit_kills,
+            // From the same six, so that they agree while calls are recorded meanwhile.
+            requests: success + raised + errors + traps + limit_kills + left,
             success,
             raised,
             errors,
             traps,
             limit_kills,
+            left,
             latency: histogram(&self.latency, |place| place as i16),
             memory: histogram(&self.memory, |place| place as i16),
             memory_peak_bytes: self.memory_peak.load(Ordering::Relaxed),
@@ -150,6 +151,7 @@ fn place(outcome: Outcome) -> usize {
         Outcome::Error => 2,
         Outcome::Trap => 3,
         Outcome::LimitKill => 4,
+        Outcome::Left => 5,
     }
 }
 

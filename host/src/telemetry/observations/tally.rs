@@ -10,7 +10,7 @@ use super::histogram::Histogram;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Tally {
-    /// All calls that were recorded: the sum of the five that follow.
+    /// All calls that were recorded: the sum of the six that follow.
     #[serde(skip_serializing_if = "is_zero")]
     pub requests: u64,
     #[serde(skip_serializing_if = "is_zero")]
@@ -26,6 +26,9 @@ pub struct Tally {
     /// Calls that were ended at their deadline or their limit of memory.
     #[serde(skip_serializing_if = "is_zero")]
     pub limit_kills: u64,
+    /// Calls whose callers left while they ran.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub left: u64,
     /// How long successful calls took, in nanoseconds; buckets as [`super::bucket`] numbers them.
     #[serde(skip_serializing_if = "Histogram::is_empty")]
     pub latency: Histogram,
@@ -74,6 +77,7 @@ impl Tally {
             errors: self.errors.saturating_sub(earlier.errors),
             traps: self.traps.saturating_sub(earlier.traps),
             limit_kills: self.limit_kills.saturating_sub(earlier.limit_kills),
+            left: self.left.saturating_sub(earlier.left),
             latency: self.latency.since(&earlier.latency),
             memory: self.memory.since(&earlier.memory),
             memory_peak_bytes: self.memory_peak_bytes,
@@ -89,6 +93,7 @@ impl Tally {
         self.errors = self.errors.saturating_add(other.errors);
         self.traps = self.traps.saturating_add(other.traps);
         self.limit_kills = self.limit_kills.saturating_add(other.limit_kills);
+        self.left = self.left.saturating_add(other.left);
         self.latency.add(&other.latency);
         self.memory.add(&other.memory);
         self.memory_peak_bytes = self.memory_peak_bytes.max(other.memory_peak_bytes);

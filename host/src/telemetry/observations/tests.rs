@@ -51,6 +51,7 @@ fn calls_are_counted_by_how_they_end() {
         (Outcome::Error, 3),
         (Outcome::Trap, 2),
         (Outcome::LimitKill, 1),
+        (Outcome::Left, 7),
     ] {
         (0..times).for_each(|_| observations.record(outcome, millisecond, Some(1 << 20)));
     }
@@ -58,12 +59,33 @@ fn calls_are_counted_by_how_they_end() {
     observations.record(Outcome::Success, Duration::ZERO, None);
     let tally = observations.read();
     assert_eq!(
-        (tally.requests, tally.success, tally.raised, tally.errors, tally.traps, tally.limit_kills),
-        (16, 6, 4, 3, 2, 1)
+        (
+            tally.requests,
+            tally.success,
+            tally.raised,
+            tally.errors,
+            tally.traps,
+            tally.limit_kills,
+            tally.left
+        ),
+        (23, 6, 4, 3, 2, 1, 7)
     );
     assert_eq!(tally.latency, Histogram::from(vec![(bucket(1_000_000), 5)]));
-    assert_eq!(tally.memory, Histogram::from(vec![(160, 15)]));
+    assert_eq!(tally.memory, Histogram::from(vec![(160, 22)]));
     assert_eq!(tally.memory_peak_bytes, 1 << 20);
+}
+
+#[test]
+fn a_count_begins_anew() {
+    let observations = watched();
+    let record = || observations.record(Outcome::Success, Duration::from_millis(1), None);
+    record();
+    observations.output("out", &floats(&[1], &[1.0]));
+    observations.begin();
+    assert_eq!(observations.read().requests, 0);
+    record();
+    let tally = observations.read();
+    assert_eq!((tally.requests, tally.latency.total(), tally.outputs["out"].finite), (1, 1, 0));
 }
 
 #[test]

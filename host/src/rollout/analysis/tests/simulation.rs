@@ -410,6 +410,7 @@ impl Counted {
             errors,
             traps,
             limit_kills,
+            left: 0,
             latency: histogram(&self.latency, 0),
             memory,
             memory_peak_bytes: 0,
