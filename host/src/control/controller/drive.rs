@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{MutexGuard, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::prepare::{said, warm};
+use super::prepare::said;
 use super::slot::{Slot, State};
 use super::{Controller, now_ms};
 use crate::control::ControlError;
@@ -69,7 +69,7 @@ impl Controller {
     async fn tick_in(self: &Arc<Self>, slot: &Arc<Slot>) {
         // Whoever has it is deciding right now.
         let Ok(mut state) = slot.state.try_lock() else { return };
-        self.keep_warm(&mut state);
+        Self::keep_warm(&mut state);
         self.repair(slot, &mut state);
         self.let_go(slot, &mut state);
         self.save_later(slot, &mut state);
@@ -329,21 +329,16 @@ impl Controller {
     }
 
     /// Has the graphs stay in memory of what all traffic may have to go to at once.
-    fn keep_warm(&self, state: &mut State) {
+    fn keep_warm(state: &mut State) {
         if state.warmed.is_some_and(|warmed| warmed.elapsed() < WARM) {
             return;
         }
         state.warmed = Some(Instant::now());
         let judged = state.rollout().is_some();
         let wanted = [state.record.former, state.record.stable.filter(|_| judged)];
-        for revision in wanted.into_iter().flatten() {
-            if let Some(loaded) = state.loaded.get(&revision) {
-                let release = Arc::clone(&loaded.release);
-                tokio::spawn(async move {
-                    if let Err(error) = warm(&release).await {
-                        tracing::warn!(app = release.app.name, revision, %error, "a model does not stay in memory");
-                    }
-                });
+        for loaded in wanted.into_iter().flatten().filter_map(|revision| state.loaded.get(&revision)) {
+            for function in &loaded.release.functions {
+                function.revision.program.keep_models_warm();
             }
         }
     }
