@@ -30,11 +30,35 @@ use super::oci::Digest;
 #[derive(Debug)]
 pub struct Pins {
     dir: PathBuf,
-    owners: Mutex<Owners>,
+    table: Mutex<Table>,
     _lock: File,
 }
 
 type Owners = BTreeMap<String, BTreeSet<Digest>>;
+
+/// Who names which blobs: what nobody names is removed. It is locked for notes and removals, never for the blobs
+/// themselves, which may be large.
+#[derive(Debug, Default)]
+struct Table {
+    owners: Owners,
+    /// What is being pinned, by a number of its own: none of it is removed meanwhile.
+    coming: BTreeMap<u64, BTreeSet<Digest>>,
+    next: u64,
+}
+
+/// Names blobs that are being pinned, until it is dropped.
+struct Coming<'a> {
+    pins: &'a Pins,
+    number: u64,
+}
+
+impl Drop for Coming<'_> {
+    fn drop(&mut self) {
+        let mut table = self.pins.lock();
+        let digests = table.coming.remove(&self.number).unwrap_or_default();
+        self.pins.remove_unnamed(&digests, &table);
+    }
+}
 
 /// Why blobs cannot be pinned.
 #[derive(Debug, Error)]
@@ -65,6 +89,8 @@ pub struct Restored {
     pub put_back: usize,
     /// What is damaged or gone, by its owner: only whoever has it elsewhere can bring it back.
     pub lost: BTreeMap<String, BTreeSet<Digest>>,
+    /// Why others could not be read or written; they stay as they are.
+    pub troubles: Vec<String>,
 }
 
 /// What an owner has pinned, as it is written down.
@@ -108,7 +134,7 @@ impl Pins {
             Err(Errno::WOULDBLOCK) => return Err(PinError::InUse { path: dir.to_owned() }),
             Err(error) => return Err(write(error.into())),
         }
-        let pins = Pins { dir: dir.to_owned(), owners: Mutex::default(), _lock: lock };
+        let pins = Pins { dir: dir.to_owned(), table: Mutex::default(), _lock: lock };
         let (owners, are_whole) = pins.read_notes()?;
         pins.remove_all(&pins.dir.join(DRAFTS))?;
         // What a damaged note named is nobody's now, but whoever knows of its owner may pin it again.
@@ -117,7 +143,7 @@ impl Pins {
             let left: BTreeSet<_> = pins.kept()?.difference(&named).copied().collect();
             pins.remove(&left);
         }
-        *pins.lock() = owners;
+        pins.lock().owners = owners;
         Ok(pins)
     }
 
@@ -137,15 +163,25 @@ impl Pins {
                 most: LONGEST_OWNER,
             });
         }
-        let mut owners = self.lock();
-        let pinned = digests.iter().try_for_each(|digest| self.keep(digest, blobs));
-        let noted = pinned.and_then(|()| self.sync(BLOBS)).and_then(|()| self.note(owner, &digests));
-        let former = match &noted {
-            Ok(()) => owners.insert(owner.to_owned(), digests).unwrap_or_default(),
-            Err(_) => digests,
-        };
-        self.remove_unnamed(&former, &owners);
-        noted
+        // First named, then looked for: what is found stays.
+        let coming = self.coming(&digests);
+        digests.iter().try_for_each(|digest| self.keep(digest, blobs))?;
+        self.sync(BLOBS)?;
+        let mut table = self.lock();
+        self.note(owner, &digests)?;
+        let former = table.owners.insert(owner.to_owned(), digests).unwrap_or_default();
+        self.remove_unnamed(&former, &table);
+        drop(table);
+        drop(coming);
+        Ok(())
+    }
+
+    fn coming(&self, digests: &BTreeSet<Digest>) -> Coming<'_> {
+        let mut table = self.lock();
+        let number = table.next;
+        table.next += 1;
+        table.coming.insert(number, digests.clone());
+        Coming { pins: self, number }
     }
 
     /// Lets go of what `owner` has pinned, if anything. A blob that another owner has pinned too stays.
@@ -153,7 +189,7 @@ impl Pins {
     /// # Errors
     /// Where the folder cannot be written.
     pub fn unpin(&self, owner: &str) -> Result<(), PinError> {
-        let mut owners = self.lock();
+        let mut table = self.lock();
         let place = self.place(owner);
         match fs::remove_file(&place) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -161,58 +197,67 @@ impl Pins {
             }
             _ => {}
         }
-        let former = owners.remove(owner).unwrap_or_default();
+        let former = table.owners.remove(owner).unwrap_or_default();
         // The note must be gone for good before what it names goes.
         self.sync(OWNERS)?;
-        self.remove_unnamed(&former, &owners);
+        self.remove_unnamed(&former, &table);
         Ok(())
     }
 
     /// Who has pinned what.
     pub fn owners(&self) -> BTreeMap<String, BTreeSet<Digest>> {
-        self.lock().clone()
+        self.lock().owners.clone()
     }
 
     /// Lets go of what all owners have pinned but those that `keep` names: of a host that ended between a pin and the
     /// note of what it was for.
     ///
     /// # Errors
-    /// Where the folder cannot be written.
+    /// Where the folder cannot be written: the first that went wrong, after all were tried.
     pub fn retain(&self, keep: &dyn Fn(&str) -> bool) -> Result<(), PinError> {
-        let others: Vec<_> = self.lock().keys().filter(|owner| !keep(owner)).cloned().collect();
-        others.iter().try_for_each(|owner| self.unpin(owner))
+        let others: Vec<_> = self.lock().owners.keys().filter(|owner| !keep(owner)).cloned().collect();
+        others.iter().map(|owner| self.unpin(owner)).fold(Ok(()), Result::and)
     }
 
     /// Puts pinned blobs that have left the cache back into it. What goes through `blobs` stays there as long as that.
     ///
     /// # Errors
-    /// Where a folder cannot be read or written. Damage is no error: see [`Restored::lost`].
+    /// Where the folder cannot be read. What is wrong with single blobs keeps no other from being put back: see
+    /// [`Restored`].
     pub fn restore(&self, blobs: &Blobs) -> Result<Restored, PinError> {
-        let owners = self.lock();
-        let (mut put_back, mut lost) = (0, BTreeSet::new());
-        let there = self.kept()?;
-        for digest in owners.values().flatten().copied().chain(there.iter().copied()).collect::<BTreeSet<_>>()
-        {
-            if blobs.get(&digest)?.is_some() {
-                if !there.contains(&digest) {
-                    self.keep(&digest, blobs)?;
-                }
-                continue;
-            }
-            match there.contains(&digest) && blobs.adopt(&self.blob(&digest), &digest)? {
-                true => put_back += 1,
-                false => {
-                    lost.insert(digest);
-                }
+        let owners = self.owners();
+        let mut restored = Restored::default();
+        let (there, mut lost) = (self.kept()?, BTreeSet::new());
+        let named = owners.values().flatten().chain(&there).copied().collect::<BTreeSet<_>>();
+        for digest in named {
+            match self.restore_one(&digest, there.contains(&digest), blobs) {
+                Ok(Some(true)) => restored.put_back += 1,
+                Ok(Some(false)) => {}
+                Ok(None) => drop(lost.insert(digest)),
+                Err(error) => restored.troubles.push(format!("{digest}: {error}")),
             }
         }
         self.remove(&lost);
-        let lost = owners.iter().map(|(owner, digests)| (owner.clone(), digests & &lost));
-        Ok(Restored { put_back, lost: lost.filter(|(_, digests)| !digests.is_empty()).collect() })
+        let lost = owners.into_iter().map(|(owner, digests)| (owner, &digests & &lost));
+        restored.lost = lost.filter(|(_, digests)| !digests.is_empty()).collect();
+        Ok(restored)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Owners> {
-        self.owners.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whether a blob had to be put back; `None` where it is damaged or gone.
+    fn restore_one(&self, digest: &Digest, is_there: bool, blobs: &Blobs) -> Result<Option<bool>, PinError> {
+        match blobs.get(digest) {
+            Ok(Some(_)) if is_there => Ok(Some(false)),
+            Ok(Some(_)) => self.keep(digest, blobs).map(|()| Some(false)),
+            Ok(None) if !is_there => Ok(None),
+            Ok(None) => Ok(blobs.adopt(&self.blob(digest), digest)?.then_some(true)),
+            // What the cache has of it cannot be read: what is kept here may be.
+            Err(_) if is_there && blobs.adopt(&self.blob(digest), digest)? => Ok(Some(true)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn blob(&self, digest: &Digest) -> PathBuf {
@@ -227,20 +272,26 @@ impl Pins {
     fn read_notes(&self) -> Result<(Owners, bool), PinError> {
         let (mut owners, mut are_whole) = (Owners::new(), true);
         for path in entries(&self.dir.join(OWNERS))? {
-            let read = |source| PinError::Read { path: path.clone(), source };
             let mut text = Vec::new();
-            File::open(&path)
-                .and_then(|file| file.take(MAX_NOTE_BYTES).read_to_end(&mut text))
-                .map_err(read)?;
-            match serde_json::from_slice::<Note>(&text) {
-                Ok(note) if self.place(&note.owner) == path => {
-                    owners.insert(note.owner, note.digests);
-                }
-                _ => {
-                    tracing::warn!(path = %path.display(), "a note of what is deployed is damaged, and is removed");
+            let read =
+                File::open(&path).and_then(|file| file.take(MAX_NOTE_BYTES).read_to_end(&mut text));
+            let note = read.map_err(|error| error.to_string()).and_then(|_| {
+                let note: Note = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
+                let is_its_own = self.place(&note.owner) == path;
+                is_its_own.then_some(note).ok_or_else(|| "it has the name of another".to_owned())
+            });
+            match note {
+                Ok(note) => drop(owners.insert(note.owner, note.digests)),
+                Err(reason) => {
                     are_whole = false;
-                    fs::remove_file(&path)
-                        .map_err(|source| PinError::Write { path: path.clone(), source })?;
+                    tracing::warn!(
+                        path = %path.display(), reason,
+                        "a note of what is deployed cannot be read, and is removed; its blobs stay until they are \
+                         deployed anew"
+                    );
+                    if let Err(error) = fs::remove_file(&path) {
+                        tracing::warn!(path = %path.display(), %error, "it cannot be removed either");
+                    }
                 }
             }
         }
@@ -320,9 +371,11 @@ impl Pins {
         synced.map_err(|source| PinError::Write { path, source })
     }
 
-    /// Removes those of the blobs that no owner names.
-    fn remove_unnamed(&self, digests: &BTreeSet<Digest>, owners: &Owners) {
-        let is_named = |digest: &Digest| owners.values().any(|named| named.contains(digest));
+    /// Removes those of the blobs that nobody names.
+    fn remove_unnamed(&self, digests: &BTreeSet<Digest>, table: &Table) {
+        let is_named = |digest: &Digest| {
+            table.owners.values().chain(table.coming.values()).any(|named| named.contains(digest))
+        };
         self.remove(&digests.iter().filter(|digest| !is_named(digest)).copied().collect());
     }
 

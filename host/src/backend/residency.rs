@@ -140,6 +140,8 @@ struct Resident {
 #[derive(Clone, Copy)]
 struct Stay {
     last_used: Instant,
+    /// When it was kept last for calls that may come; which makes it no harder to evict than others.
+    last_kept: Instant,
     /// The longest that any of the models asks for that are this graph.
     idle_timeout: Duration,
 }
@@ -149,6 +151,13 @@ impl Resident {
     fn touch(&self, idle_timeout: Duration) {
         let mut stay = self.stay.lock().unwrap_or_else(PoisonError::into_inner);
         stay.last_used = Instant::now();
+        stay.idle_timeout = stay.idle_timeout.max(idle_timeout);
+    }
+
+    /// The graph is to stay as if it were used now, while nobody needs its room.
+    fn keep(&self, idle_timeout: Duration) {
+        let mut stay = self.stay.lock().unwrap_or_else(PoisonError::into_inner);
+        stay.last_kept = Instant::now();
         stay.idle_timeout = stay.idle_timeout.max(idle_timeout);
     }
 
@@ -201,6 +210,30 @@ impl Residency {
             Err(_) => return Err(AcquireError::Panicked("loading ended without an outcome".to_owned())),
         };
         Ok(self.lease(resident, model, true))
+    }
+
+    /// Has the model's graph stay in memory for calls that may come, or come there where the budget has room: no other
+    /// graph leaves for it, and it is the first to leave for others.
+    pub fn keep_warm(self: &Arc<Self>, model: &Model) {
+        let key = model.key();
+        let mut entries = self.lock();
+        match entries.get(&key) {
+            Some(Entry::Ready(resident)) => resident.keep(model.idle_timeout),
+            Some(Entry::Loading { .. }) => {}
+            None => {
+                let used: u64 = entries.values().map(Entry::cost_bytes).sum();
+                if used.saturating_add(model.cost_bytes) > self.bounds.budget_bytes {
+                    return;
+                }
+                let ready = entries.values().filter_map(|entry| match entry {
+                    Entry::Ready(resident) => Some(resident.stay().last_used),
+                    Entry::Loading { .. } => None,
+                });
+                let last_used = ready.min().unwrap_or_else(Instant::now);
+                // Its room is its own from here on, so that nobody has to make any.
+                drop(self.begin(&mut entries, key, model, model.cost_bytes, Some(last_used)));
+            }
+        }
     }
 
     /// Has the model's graph leave memory as soon as nobody uses it, or is waiting for it to be loaded, but not later
@@ -263,22 +296,33 @@ impl Residency {
         match entries.get(&key) {
             Some(Entry::Ready(resident)) => Ok(Arc::clone(resident)),
             Some(Entry::Loading { outcome, .. }) => Err(outcome.clone()),
-            None => {
-                let (sender, receiver) = watch::channel(None);
-                let entry = Entry::Loading { cost_bytes: 0, outcome: receiver.clone() };
-                entries.insert(key.clone(), entry);
-                drop(entries);
-                // A task of its own: the load goes on for the next caller if this one's deadline passes.
-                let residency = Arc::clone(self);
-                let model = model.clone();
-                tokio::spawn(async move {
-                    let outcome = residency.load(&key, &model).await;
-                    residency.settle(&key, &outcome);
-                    sender.send_replace(Some(outcome));
-                });
-                Err(receiver)
-            }
+            None => Err(self.begin(&mut entries, key, model, 0, None)),
         }
+    }
+
+    /// Begins to load a graph. `reserved` bytes of the budget are its own already; `last_used` is when it counts as used
+    /// last, now unless said.
+    fn begin(
+        self: &Arc<Self>,
+        entries: &mut HashMap<Key, Entry>,
+        key: Key,
+        model: &Model,
+        reserved: u64,
+        last_used: Option<Instant>,
+    ) -> watch::Receiver<Option<Outcome>> {
+        let (sender, receiver) = watch::channel(None);
+        entries.insert(key.clone(), Entry::Loading { cost_bytes: reserved, outcome: receiver.clone() });
+        // A task of its own: the load goes on for the next caller if this one's deadline passes.
+        let (residency, model) = (Arc::clone(self), model.clone());
+        tokio::spawn(async move {
+            let outcome = residency.load(&key, &model).await;
+            if let (Ok(resident), Some(last_used)) = (&outcome, last_used) {
+                resident.stay.lock().unwrap_or_else(PoisonError::into_inner).last_used = last_used;
+            }
+            residency.settle(&key, &outcome);
+            sender.send_replace(Some(outcome));
+        });
+        receiver
     }
 
     async fn load(&self, key: &Key, model: &Model) -> Outcome {
@@ -316,12 +360,12 @@ impl Residency {
             backend: model.backend.name(),
             precision: model.file.precision,
         };
-        let (pool, timer) = (Arc::clone(&self.pool), Arc::clone(&self.timer));
+        let (pool, timer, now) = (Arc::clone(&self.pool), Arc::clone(&self.timer), Instant::now());
         Ok(Arc::new(Resident {
             scheduler: Scheduler::new(Paced::new(graph), model.file.concurrency, pool, timer, about),
             backend: model.backend.name(),
             cost_bytes: model.cost_bytes,
-            stay: Mutex::new(Stay { last_used: Instant::now(), idle_timeout: model.idle_timeout }),
+            stay: Mutex::new(Stay { last_used: now, last_kept: now, idle_timeout: model.idle_timeout }),
         }))
     }
 
@@ -346,7 +390,9 @@ impl Residency {
     async fn make_room(&self, key: &Key, cost_bytes: u64) -> Result<(), AcquireError> {
         let evicted = {
             let mut entries = self.lock();
-            let mut used: u64 = entries.values().map(Entry::cost_bytes).sum();
+            // What it has reserved already is not counted twice.
+            let reserved = entries.get(key).map_or(0, Entry::cost_bytes);
+            let mut used: u64 = entries.values().map(Entry::cost_bytes).sum::<u64>() - reserved;
             let evictable: u64 =
                 entries.values().filter_map(Entry::unused).map(|unused| unused.cost_bytes).sum();
             if used - evictable + cost_bytes > self.bounds.budget_bytes {
@@ -387,7 +433,7 @@ impl Residency {
             // In use: it is not idle before its whole timeout has passed from now.
             let unused = Arc::strong_count(resident) == 1;
             let stay = resident.stay();
-            let since = if unused { stay.last_used } else { now };
+            let since = if unused { stay.last_used.max(stay.last_kept) } else { now };
             let expires = since + stay.idle_timeout;
             if expires > now {
                 next = next.min(expires);
@@ -521,108 +567,4 @@ pub fn trim_heap() {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::PathBuf;
-    use std::sync::mpsc;
-
-    use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
-
-    use super::super::{Cancel, Graph, InferError, Priority, Status};
-    use super::*;
-
-    /// A backend whose only graph tells when a run begins, and waits until it may go on.
-    struct Waiting(Arc<WaitingGraph>);
-
-    struct WaitingGraph {
-        signature: Signature,
-        began: UnboundedSender<()>,
-        go_on: Mutex<mpsc::Receiver<()>>,
-    }
-
-    impl Backend for Waiting {
-        fn name(&self) -> &'static str {
-            "waiting"
-        }
-
-        fn status(&self) -> Status {
-            let available = Ok(());
-            Status { available, version: String::new(), encodings: vec![], devices: vec![], library: None }
-        }
-
-        fn version(&self) -> String {
-            String::new()
-        }
-
-        fn load(&self, _: &ModelFile) -> Result<Arc<dyn Graph>, LoadError> {
-            Ok(Arc::clone(&self.0) as Arc<dyn Graph>)
-        }
-    }
-
-    impl Graph for WaitingGraph {
-        fn signature(&self) -> &Signature {
-            &self.signature
-        }
-
-        fn run(&self, inputs: Vec<Tensor>, _: &Cancel) -> Result<Vec<Tensor>, InferError> {
-            self.began.send(()).unwrap();
-            self.go_on.lock().unwrap().recv().unwrap();
-            Ok(inputs)
-        }
-    }
-
-    fn model(backend: Waiting) -> Model {
-        let file = ModelFile {
-            path: PathBuf::new(),
-            weights: None,
-            encoding: Encoding::Onnx,
-            digest: "0".repeat(64),
-            target: ExecutionTarget::Cpu,
-            precision: Precision::F32,
-            concurrency: 1,
-            derived: PathBuf::new(),
-        };
-        Model {
-            file,
-            backend: Arc::new(backend),
-            idle_timeout: Duration::from_secs(600),
-            cost_bytes: 1,
-            owner: "app".into(),
-            batching: None,
-            queue_length: 4,
-            kept: Arc::new(()),
-        }
-    }
-
-    #[tokio::test]
-    async fn a_graph_is_unloaded_when_nobody_uses_it() {
-        let ((began, mut has_begun), (go_on, going_on)) = (unbounded_channel(), mpsc::channel());
-        let going_on = Mutex::new(going_on);
-        let graph = WaitingGraph { signature: Signature::default(), began, go_on: going_on };
-        let model = model(Waiting(Arc::new(graph)));
-        let bounds = Bounds { budget_bytes: 1, max_input_bytes: 1, load: Duration::from_secs(9) };
-        let residency = Residency::start(Pool::start(1, 1).unwrap(), bounds, Arc::default());
-        let (moment, long) = (Duration::from_millis(30), Duration::from_secs(9));
-        // What is not there has left.
-        assert!(residency.unload(&model, moment).await && !residency.is_resident(&model));
-        let lease = residency.acquire(&model).await.unwrap();
-        assert!(residency.is_resident(&model));
-        assert!(!residency.unload(&model, moment).await, "it is held");
-        // A run goes on after its caller has gone, and so does the graph.
-        let call = Call { deadline: Instant::now() + long, priority: Priority::default() };
-        let run = tokio::spawn(async move { lease.infer(Vec::new(), call).await.map(|ran| ran.rows) });
-        has_begun.recv().await.unwrap();
-        run.abort();
-        assert!(run.await.is_err());
-        assert!(!residency.unload(&model, moment).await && residency.is_resident(&model), "it runs");
-        let unloading = tokio::spawn({
-            let (residency, model) = (Arc::clone(&residency), model.clone());
-            async move { residency.unload(&model, long).await }
-        });
-        tokio::time::sleep(moment).await;
-        assert!(!unloading.is_finished());
-        go_on.send(()).unwrap();
-        assert!(unloading.await.unwrap() && residency.is_empty());
-        // And is loaded again by who wants it.
-        assert!(residency.acquire(&model).await.unwrap().cold());
-    }
-}
+mod tests;

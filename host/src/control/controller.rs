@@ -22,6 +22,7 @@ use crate::function::{Function, Functions, Release, Route, Target};
 use crate::rollout::store::{Store, StoreError};
 
 mod drive;
+mod keep;
 mod prepare;
 pub mod restore;
 mod slot;

@@ -32,6 +32,13 @@ impl Program {
         session.hold_all().await.map_err(|error| not_held(&error))
     }
 
+    /// Has the graphs of the function's models stay in memory for calls that may come, where they take room from nobody.
+    pub fn keep_models_warm(&self) {
+        for grant in self.granted().models.values() {
+            self.surroundings.residency.keep_warm(&grant.model);
+        }
+    }
+
     /// Has the graphs of the function's models leave memory, but for those that are in use.
     pub async fn unload_models(&self) {
         for grant in self.granted().models.values() {

@@ -267,6 +267,18 @@ impl Rollout {
         Ok(changes)
     }
 
+    /// Says what became of a rollout that is over when a person went back to the revision before it, or to it again.
+    pub fn turned(&mut self, to: u64, reason: &str, now_ms: u64) {
+        let (phase, weight) = match self.phase {
+            Phase::Succeeded if self.candidate != to => (Phase::RolledBack, 0),
+            Phase::RolledBack if self.candidate == to => (Phase::Succeeded, WHOLE),
+            _ => return,
+        };
+        (self.phase, self.weight) = (phase, weight);
+        self.reason = reason.to_owned();
+        (self.changed_ms, self.ticked_ms) = (now_ms, now_ms);
+    }
+
     /// What the data plane is to do now: nothing but the state decides it, so that a host that restarts goes on.
     pub fn traffic(&self) -> Wanted {
         let candidate = !matches!(self.phase, Phase::Aborting | Phase::RolledBack);

@@ -65,7 +65,7 @@ fn what_is_pinned_comes_back_to_the_cache() {
     let pins = place.open();
     assert_eq!(pins.owners(), BTreeMap::from([("app 1".to_owned(), BTreeSet::from([model, code]))]));
     let blobs = place.cache.blobs();
-    assert_eq!(pins.restore(&blobs).unwrap(), Restored { put_back: 2, lost: BTreeMap::new() });
+    assert_eq!(pins.restore(&blobs).unwrap(), Restored { put_back: 2, ..Restored::default() });
     assert_eq!(fs::read(blobs.get(&model).unwrap().unwrap()).unwrap(), b"model");
     assert_eq!(pins.restore(&blobs).unwrap(), Restored::default());
     // The bytes are there once.
@@ -137,7 +137,7 @@ fn damage_is_found_and_healed_where_it_can_be() {
     fs::remove_file(place.cached(&three)).unwrap();
     let restored = pins.restore(&place.cache.blobs()).unwrap();
     let lost = BTreeMap::from([("a".to_owned(), [one, three].into()), ("b".to_owned(), [three].into())]);
-    assert_eq!(restored, Restored { put_back: 0, lost });
+    assert_eq!(restored, Restored { lost, ..Restored::default() });
     assert_eq!(names(&pins.dir.join(BLOBS)), hex(&[two]));
     // Whoever brings it back pins it again.
     place.put("one");
@@ -162,6 +162,49 @@ fn a_damaged_note_loses_no_blobs() {
     pins.pin("a", &[one], &place.cache.blobs()).unwrap();
     drop(pins);
     assert_eq!(names(&place.open().dir.join(BLOBS)), hex(&[one, two]));
+}
+
+#[test]
+fn what_cannot_be_read_keeps_nothing_else_from_coming_back() {
+    let place = Place::new();
+    let (one, two) = (place.put("one"), place.put("two"));
+    let pins = place.open();
+    pins.pin("a", &[one], &place.cache.blobs()).unwrap();
+    pins.pin("b", &[two], &place.cache.blobs()).unwrap();
+    pins.pin("c", &[two], &place.cache.blobs()).unwrap();
+    place.evict();
+    // Folders in the places of files cannot be read by anybody.
+    fs::remove_file(pins.blob(&one)).unwrap();
+    fs::create_dir(pins.blob(&one)).unwrap();
+    fs::remove_file(pins.place("c")).unwrap();
+    fs::create_dir(pins.place("c")).unwrap();
+    drop(pins);
+    let pins = place.open();
+    assert_eq!(pins.owners().into_keys().collect::<Vec<_>>(), ["a", "b"]);
+    let restored = pins.restore(&place.cache.blobs()).unwrap();
+    assert_eq!((restored.put_back, restored.troubles.len()), (1, 1), "{restored:?}");
+    assert!(restored.troubles[0].contains(&one.to_string()), "{restored:?}");
+}
+
+#[test]
+fn pins_come_and_go_beside_each_other() {
+    let place = Place::new();
+    let (pins, blobs) = (place.open(), place.cache.blobs());
+    let shared: Vec<Digest> = (0..8).map(|number: u8| place.put(&format!("blob {number}"))).collect();
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (pins, blobs, shared) = (&pins, &blobs, &shared);
+            scope.spawn(move || {
+                for round in 0..50 {
+                    let owner = format!("app {thread}");
+                    pins.pin(&owner, &shared[..=round % 8], blobs).unwrap();
+                    assert!(shared[..=round % 8].iter().all(|digest| pins.blob(digest).exists()));
+                    pins.unpin(&owner).unwrap();
+                }
+            });
+        }
+    });
+    assert!(names(&pins.dir.join(BLOBS)).is_empty() && names(&pins.dir.join(DRAFTS)).is_empty());
 }
 
 #[test]

@@ -42,6 +42,13 @@ struct Unready {
     error: ClientError,
 }
 
+/// Why a host has not said that the rollout is started.
+struct Unstarted {
+    /// Whether it was asked to, so that it may have been all the same.
+    was_asked: bool,
+    error: ClientError,
+}
+
 /// Looks whether all hosts can be spoken to.
 ///
 /// # Errors
@@ -95,7 +102,7 @@ pub(super) async fn place(
                 prepared: prepared.clone(),
                 rollout: begun.clone().map(|(rollout, _)| rollout),
             }),
-            Err(error) => troubles.push((host.name(), said(error))),
+            Err(unstarted) => troubles.push((host.name(), said(&unstarted.error))),
         }
     }
     if !troubles.is_empty() {
@@ -140,7 +147,7 @@ pub(super) async fn place(
 type Started = Option<(RolloutStatus, bool)>;
 
 /// Starts the rollout where the revision is not live anyway.
-async fn start(host: &dyn Remote, prepared: &Prepared, start: &Start) -> Result<Started, ClientError> {
+async fn start(host: &dyn Remote, prepared: &Prepared, start: &Start) -> Result<Started, Unstarted> {
     if prepared.live {
         return Ok(None);
     }
@@ -150,12 +157,14 @@ async fn start(host: &dyn Remote, prepared: &Prepared, start: &Start) -> Result<
             rollout.candidate == prepared.revision
                 && !matches!(rollout.phase.as_str(), "succeeded" | "rolled_back")
         };
-        if let Some(rollout) = host.app(&prepared.app).await?.rollout.filter(is_same) {
+        let app = host.app(&prepared.app).await.map_err(|error| Unstarted { was_asked: false, error })?;
+        if let Some(rollout) = app.rollout.filter(is_same) {
             return Ok(Some((rollout, true)));
         }
     }
     let start = Start { revision: prepared.revision, ..start.clone() };
-    Ok(Some((host.start(&prepared.app, &start).await?, false)))
+    let started = host.start(&prepared.app, &start).await;
+    Ok(Some((started.map_err(|error| Unstarted { was_asked: true, error })?, false)))
 }
 
 async fn all_ready(
@@ -175,8 +184,8 @@ async fn all_ready(
             () = stopped(&mut stops) => {
                 if std::mem::replace(&mut is_stopped, true) {
                     bail!(
-                        "left while hosts were making the revision ready: they go on, but send no traffic there, and \
-                         the next deployment takes its place"
+                        "left while hosts were making the revision ready: they go on, but send no traffic there; deploy \
+                         the same once more to start its rollout, or another after ten minutes to take its place"
                     );
                 }
                 view.progress().warn(
@@ -248,14 +257,14 @@ async fn discard(ready: Vec<(Arc<dyn Remote>, Prepared)>, view: &View) -> String
 async fn undo(
     hosts: &Hosts,
     ready: &[Prepared],
-    started: &[Result<Started, ClientError>],
+    started: &[Result<Started, Unstarted>],
     view: &View,
 ) -> String {
     let all =
         hosts.iter().cloned().zip(ready.iter().cloned()).zip(started.iter().map(|outcome| match outcome {
             Ok(Some((rollout, false))) => Begun::Yes(Box::new(rollout.clone())),
             Ok(_) => Begun::Before,
-            Err(error) if is_unsure(error) => Begun::Perhaps,
+            Err(unstarted) if unstarted.was_asked && is_unsure(&unstarted.error) => Begun::Perhaps,
             Err(_) => Begun::No,
         }));
     let undone = each(all, |index, ((host, prepared), begun)| {

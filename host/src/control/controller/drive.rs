@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{MutexGuard, watch};
+use tokio::task::{AbortHandle, JoinSet};
 
-use super::prepare::{conflict, said, warm};
-use super::slot::{Slot, State, under_way};
+use super::prepare::said;
+use super::slot::{Slot, State};
 use super::{Controller, now_ms};
 use crate::control::ControlError;
 use crate::control::wire::{Command, RolloutStatus, Start};
@@ -19,6 +20,10 @@ use crate::rollout::shadow::ShadowCounts;
 use crate::rollout::store::{AppRecord, Event};
 use crate::telemetry::observations::Tally;
 
+/// How long a revision that is ready stays in memory without a rollout. Those who deploy to many hosts wait for the
+/// slowest.
+const FORGOTTEN: Duration = Duration::from_secs(3600);
+
 /// How often it is looked whether a rollout goes on.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -28,55 +33,82 @@ const WARM: Duration = Duration::from_secs(5);
 /// How long what failed waits before it is tried again.
 const RETRY: Duration = Duration::from_secs(5);
 
+/// How long what is being done with apps is waited for when the host ends.
+const STOP: Duration = Duration::from_secs(10);
+
 /// How often evidence is kept that no change follows from.
 const KEEP: Duration = Duration::from_secs(5);
 
 impl Controller {
-    /// Drives all rollouts until `stop` says so; what is being done then is done.
+    /// Drives all rollouts until `stop` says so; what is being done then is done, within bounds. Each app has a task of
+    /// its own: what is slow or goes wrong with one keeps no other from going on.
     pub async fn drive(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
+        let mut ticks = JoinSet::new();
+        let mut under_way: BTreeMap<String, AbortHandle> = BTreeMap::new();
         while tokio::time::timeout(TICK, stop.wait_for(|stop| *stop)).await.is_err() {
+            while let Some(ended) = ticks.try_join_next() {
+                let Err(error) = ended else { continue };
+                let app = under_way.iter().find(|(_, tick)| tick.id() == error.id()).map(|(app, _)| app);
+                tracing::error!(app, %error, "a rollout failed inside; it is tried again");
+            }
+            under_way.retain(|_, tick| !tick.is_finished());
             for slot in self.slots() {
-                // In a task of its own: what goes wrong with one app keeps no other from going on.
-                let controller = Arc::clone(&self);
-                let app = slot.name.clone();
-                let ticked = tokio::spawn(async move { controller.tick_in(&slot).await }).await;
-                if ticked.is_err() {
-                    tracing::error!(app, "a rollout failed inside; it is tried again");
+                if !under_way.contains_key(&slot.name) {
+                    let (controller, app) = (Arc::clone(&self), slot.name.clone());
+                    let tick = ticks.spawn(async move { controller.tick_in(&slot).await });
+                    under_way.insert(app, tick);
                 }
             }
         }
+        let ended = tokio::time::timeout(STOP, async { while ticks.join_next().await.is_some() {} }).await;
+        if ended.is_err() {
+            tracing::warn!("what became of some apps may not be kept: the disk takes too long");
+        }
     }
 
-    async fn tick_in(&self, slot: &Slot) {
+    async fn tick_in(self: &Arc<Self>, slot: &Arc<Slot>) {
         // Whoever has it is deciding right now.
         let Ok(mut state) = slot.state.try_lock() else { return };
+        Self::keep_warm(&mut state);
+        self.repair(slot, &mut state);
+        self.let_go(slot, &mut state);
+        self.save_later(slot, &mut state);
         if state.retry.is_some_and(|retry| Instant::now() < retry) {
             return;
         }
         // Taken back if all goes well, so that what does not is not tried ten times a second.
         state.retry = Some(Instant::now() + RETRY);
-        match self.tick(slot, &mut state).await {
-            Ok(()) => state.retry = None,
+        match self.tick(slot, state).await {
+            Ok(()) => slot.state.lock().await.retry = None,
             Err(error) => {
                 tracing::warn!(app = slot.name, %error, "a rollout could not go on; it is tried again")
             }
         }
     }
 
-    async fn tick(&self, slot: &Slot, state: &mut State) -> Result<(), ControlError> {
-        self.keep_warm(state);
+    async fn tick(&self, slot: &Slot, state: MutexGuard<'_, State>) -> Result<(), ControlError> {
         if state.rollout().is_some() {
-            self.look(slot, state).await?;
+            return self.look(slot, state).await;
+        }
+        if let Some((revision, since)) = state.prepared
+            && since.elapsed() >= FORGOTTEN
+            && state.record.stable != Some(revision)
+        {
+            return self.discard_in(slot, state, revision, "nobody has started its rollout").await;
         }
         self.end_window(slot, state).await
     }
 
     /// Counts, judges, and does what follows.
-    async fn look(&self, slot: &Slot, state: &mut State) -> Result<(), ControlError> {
+    async fn look(&self, slot: &Slot, mut state: MutexGuard<'_, State>) -> Result<(), ControlError> {
         let Some(rollout) = state.rollout() else { return Ok(()) };
-        let interval = Duration::from_secs_f64(rollout.plan.analysis.interval_s);
+        if !state.missing().is_empty() {
+            // Nothing is known of who answers no calls, and time alone must not let it go on.
+            return Ok(());
+        }
+        let (id, interval) = (rollout.id, Duration::from_secs_f64(rollout.plan.analysis.interval_s));
         let since = state.looked.get_or_insert_with(Instant::now).elapsed();
-        let arms = (since >= interval).then(|| count(state));
+        let arms = (since >= interval).then(|| count(&state));
         let mut record = state.record.clone();
         let Some(rollout) = &mut record.rollout else { return Ok(()) };
         let changes = rollout.tick(now_ms(), arms.as_ref().map(|(arms, _)| arms));
@@ -84,16 +116,17 @@ impl Controller {
             return Ok(());
         }
         let changes = [changes, settle(rollout)].concat();
-        let kept = self.change(slot, state, record, changes).await;
+        self.change(slot, state, record, changes).await?;
         // What could not be kept is looked at again, with what comes until then.
-        if kept.is_ok()
-            && let Some((_, counted)) = arms
+        let mut state = slot.state.lock().await;
+        if let Some((_, counted)) = arms
+            && state.record.rollout.as_ref().is_some_and(|rollout| rollout.id == id)
         {
             state.counted = counted.functions;
             state.shadow_counted = counted.shadow;
             state.looked = Some(Instant::now());
         }
-        kept
+        Ok(())
     }
 
     /// See [`crate::control::Control::start`].
@@ -125,9 +158,11 @@ impl Controller {
         let mut record = state.record.clone();
         let id = record.next_rollout;
         record.next_rollout += 1;
+        // One that could not be made ready again answers nobody, so that there is nothing to compare with.
+        let stable = record.stable.filter(|stable| state.loaded.contains_key(stable));
         let functions = state.loaded.get(&revision).map(|loaded| names(&loaded.release)).unwrap_or_default();
         let (mut rollout, mut changes) =
-            Rollout::start(id, app, record.stable, revision, plan, &functions, now_ms());
+            Rollout::start(id, app, stable, revision, plan, &functions, now_ms());
         if let (Some(message), Some(first)) = (message, changes.first_mut()) {
             first.text = format!("{}: {message}", first.text);
         }
@@ -136,8 +171,9 @@ impl Controller {
         state.counted = all_counted(&state, revision);
         state.shadowed.clear();
         state.looked = None;
-        self.change(&slot, &mut state, record, changes).await?;
-        state.prepared = None;
+        self.change(&slot, state, record, changes).await?;
+        let mut state = slot.state.lock().await;
+        state.prepared = state.prepared.filter(|(prepared, _)| *prepared != revision);
         state.status().ok_or_else(|| ControlError::rollout_not_found(app))
     }
 
@@ -159,74 +195,56 @@ impl Controller {
     /// See [`crate::control::Control::rollback`].
     pub(super) async fn go_back(&self, app: &str, command: Command) -> Result<RolloutStatus, ControlError> {
         let slot = self.slot(app)?;
-        let mut state = slot.state.lock().await;
+        let state = slot.state.lock().await;
         let message = command.message.as_deref();
         if state.rollout().is_some() {
             let reason = message.unwrap_or("a person said so");
             drop(state);
             return self.told(app, None, |rollout| rollout.rollback(reason, now_ms())).await;
         }
-        if let Some((prepared, _)) = state.prepared {
-            self.discard_in(&slot, &mut state, prepared, message.unwrap_or("a person said so")).await?;
-            return state.status().ok_or_else(|| ControlError::rollout_not_found(app));
-        }
-        let to = command.revision.or(state.record.former);
-        let Some(to) = to else {
-            return Err(ControlError::rollout_not_found(app));
+        let Some(to) = command.revision.or(state.record.former) else {
+            // There is nothing to go back to but what was before it was made ready.
+            let Some((prepared, _)) = state.prepared else {
+                return Err(ControlError::rollout_not_found(app));
+            };
+            self.discard_in(&slot, state, prepared, message.unwrap_or("a person said so")).await?;
+            return slot.state.lock().await.status().ok_or_else(|| ControlError::rollout_not_found(app));
         };
         if !state.record.revisions.contains_key(&to) {
             return Err(ControlError::revision_not_found(app, to));
+        }
+        if state.prepared.is_some_and(|(prepared, _)| prepared == to) {
+            return Err(ControlError::not_now(format_args!(
+                "revision {to} of `{app}` has taken no traffic yet, so that nobody can go back to it; deploy it once more to \
+                 start its rollout"
+            )));
         }
         if !state.loaded.contains_key(&to) {
             return Err(ControlError::not_now(format_args!(
                 "revision {to} of `{app}` is no longer in memory; deploy its digest anew, which `tenon status` tells"
             )));
         }
+        if state.record.stable == Some(to) {
+            // Said once more: what it came from stays the way back.
+            return state.status().ok_or_else(|| ControlError::rollout_not_found(app));
+        }
         let mut record = state.record.clone();
         let from = record.stable.replace(to);
-        record.former = from.filter(|from| *from != to);
+        record.former = from;
         let text = match from {
             Some(from) => format!("back from revision {from} to revision {to}"),
             None => format!("back to revision {to}"),
         };
-        let event = said("rolled_back", to, &text, message);
-        self.turn(&slot, &mut state, record, vec![event]).await?;
-        state.status().ok_or_else(|| ControlError::rollout_not_found(app))
-    }
-
-    /// See [`crate::control::Control::remove`].
-    pub(super) async fn take_out(&self, app: &str) -> Result<(), ControlError> {
-        let slot = self.slot(app)?;
-        let loaded = {
-            let mut state = slot.state.lock().await;
-            if state.record.revisions.is_empty() {
-                return Err(ControlError::app_not_found(app));
-            }
-            let numbers = (state.record.next_revision, state.record.next_rollout);
-            let revision = state.record.stable;
-            let record = AppRecord {
-                next_revision: numbers.0,
-                next_rollout: numbers.1,
-                removed: true,
-                ..AppRecord::default()
-            };
-            let text = format!("`{app}` is taken out of service");
-            let details = serde_json::Value::Null;
-            let event = Event { time_ms: now_ms(), revision, event: "removed".to_owned(), text, details };
-            let revisions: Vec<u64> = state.record.revisions.keys().copied().collect();
-            self.keep(&slot, &mut state, record, vec![event]).await?;
-            self.publish(&slot, &state)?;
-            state.prepared = None;
-            for revision in revisions {
-                self.unpin(app, revision).await;
-            }
-            std::mem::take(&mut state.loaded)
-        };
-        let releases: Vec<_> = loaded.into_values().map(|loaded| loaded.release).collect();
-        for release in releases {
-            super::retire(release, Arc::clone(&self.releases)).await;
+        if let Some(rollout) = &mut record.rollout {
+            rollout.turned(to, &text, now_ms());
         }
-        Ok(())
+        let text = match state.prepared {
+            Some((prepared, _)) => format!("{text}; revision {prepared} is ready, and still waits for its rollout"),
+            None => text,
+        };
+        let event = said("rolled_back", to, &text, message);
+        self.turn(&slot, state, record, vec![event], true).await?;
+        slot.state.lock().await.status().ok_or_else(|| ControlError::rollout_not_found(app))
     }
 
     /// Has a rollout follow a command.
@@ -237,24 +255,31 @@ impl Controller {
         follow: impl FnOnce(&mut Rollout) -> Result<Vec<Change>, NotNow>,
     ) -> Result<RolloutStatus, ControlError> {
         let slot = self.slot(app)?;
-        let mut state = slot.state.lock().await;
+        let state = slot.state.lock().await;
         let mut record = state.record.clone();
         let rollout = record.rollout.as_mut().filter(|rollout| !rollout.is_over());
         let rollout = rollout.ok_or_else(|| ControlError::rollout_not_found(app))?;
+        let candidate = rollout.candidate;
         let mut changes = follow(rollout).map_err(ControlError::not_now)?;
+        if rollout.traffic().candidate && !state.loaded.contains_key(&candidate) {
+            return Err(ControlError::not_now(format_args!(
+                "revision {candidate} of `{app}` could not be made ready again when the host started, which is tried again; \
+                 wait for that, or end its rollout with `tenon rollback {app}`"
+            )));
+        }
         if let (Some(message), Some(first)) = (message, changes.first_mut()) {
             first.text = format!("{}: {message}", first.text);
         }
         changes.extend(settle(rollout));
-        self.change(&slot, &mut state, record, changes).await?;
-        state.status().ok_or_else(|| ControlError::rollout_not_found(app))
+        self.change(&slot, state, record, changes).await?;
+        slot.state.lock().await.status().ok_or_else(|| ControlError::rollout_not_found(app))
     }
 
     /// Makes a changed rollout what is wanted, in the data plane and in the store.
     async fn change(
         &self,
         slot: &Slot,
-        state: &mut State,
+        mut state: MutexGuard<'_, State>,
         mut record: AppRecord,
         changes: Vec<Change>,
     ) -> Result<(), ControlError> {
@@ -264,96 +289,29 @@ impl Controller {
             tracing::info!(app = slot.name, revision = candidate, event = change.event, "{}", change.text);
         }
         if rollout.phase == Phase::Succeeded {
-            record.former = record.stable.filter(|stable| *stable != candidate);
-            record.stable = Some(candidate);
+            let former = record.stable.replace(candidate).filter(|former| *former != candidate);
+            record.former = former.filter(|former| state.loaded.contains_key(former));
+            if record.former.is_none() {
+                state.left.extend(former);
+            }
         }
+        let back = rollout.is_over() && record.stable == state.record.stable;
         let events: Vec<_> = changes.into_iter().map(|change| Event::of(change, candidate, now)).collect();
-        // Evidence alone is kept from time to time: what is lost of it with the host makes judging it slower, not wrong.
-        let due = state.kept.is_none_or(|kept| kept.elapsed() >= KEEP);
-        if events.is_empty() && !due {
-            state.record = record;
-            return Ok(());
+        if !events.is_empty() {
+            state.kept = Some(Instant::now());
+            return self.turn(slot, state, record, events, back).await;
         }
-        state.kept = Some(Instant::now());
-        self.turn(slot, state, record, events).await
-    }
-
-    /// Turns the traffic as a record says, then keeps it. The traffic goes first: whoever goes back waits for no disk.
-    /// What cannot be kept is not done, but for going back.
-    async fn turn(
-        &self,
-        slot: &Slot,
-        state: &mut State,
-        record: AppRecord,
-        events: Vec<Event>,
-    ) -> Result<(), ControlError> {
-        let traffic = state.traffic(&record);
-        let back = under_way(&state.record).is_some()
-            && under_way(&record).is_none()
-            && record.stable == state.record.stable;
-        self.functions.publish(&slot.name, traffic).map_err(conflict)?;
-        let former = std::mem::replace(&mut state.record, record);
-        let (name, kept) = (slot.name.clone(), state.record.clone());
-        let stored = self.stored(move |store| store.put(&name, &kept, &events)).await;
-        if stored.is_err() && !back {
-            state.record = former;
-            self.publish(slot, state)?;
-        }
-        self.watch(state);
-        state.cast_shadow(&self.functions);
-        self.let_go(slot, state).await;
-        stored
-    }
-
-    /// Keeps a record that changes nothing for callers.
-    pub(super) async fn keep(
-        &self,
-        slot: &Slot,
-        state: &mut State,
-        record: AppRecord,
-        events: Vec<Event>,
-    ) -> Result<(), ControlError> {
-        let (name, kept) = (slot.name.clone(), record.clone());
-        self.stored(move |store| store.put(&name, &kept, &events)).await?;
         state.record = record;
+        // Evidence alone is kept from time to time: what is lost of it with the host makes judging it slower, not wrong.
+        if state.kept.is_none_or(|kept| kept.elapsed() >= KEEP) {
+            state.kept = Some(Instant::now());
+            state.changed([]);
+        }
         Ok(())
     }
 
-    /// Divides the calls as the record says.
-    pub(super) fn publish(&self, slot: &Slot, state: &State) -> Result<(), ControlError> {
-        self.functions.publish(&slot.name, state.traffic(&state.record)).map_err(conflict)
-    }
-
-    /// Has calls noted where they are judged.
-    pub(super) fn watch(&self, state: &State) {
-        let rollout = state.rollout();
-        for (revision, loaded) in &state.loaded {
-            let judged = rollout.is_some_and(|rollout| {
-                *revision == rollout.candidate || Some(*revision) == state.record.stable
-            });
-            for function in &loaded.release.functions {
-                function.observations.watch(judged);
-            }
-        }
-    }
-
-    /// Lets go of revisions that nothing is to come of any more.
-    async fn let_go(&self, slot: &Slot, state: &mut State) {
-        let candidate = state.rollout().map(|rollout| rollout.candidate);
-        let prepared = state.prepared.map(|(prepared, _)| prepared);
-        let needed = [state.record.stable, state.record.former, candidate, prepared];
-        let gone: Vec<u64> =
-            state.loaded.keys().copied().filter(|revision| !needed.contains(&Some(*revision))).collect();
-        for revision in gone {
-            if let Some(loaded) = state.loaded.remove(&revision) {
-                self.retire_later(loaded.release);
-            }
-            self.unpin(&slot.name, revision).await;
-        }
-    }
-
     /// Forgets the former revision once nobody is to go back to it any more.
-    async fn end_window(&self, slot: &Slot, state: &mut State) -> Result<(), ControlError> {
+    async fn end_window(&self, slot: &Slot, state: MutexGuard<'_, State>) -> Result<(), ControlError> {
         let Some(former) = state.record.former else { return Ok(()) };
         if state.rollout().is_some() {
             return Ok(());
@@ -367,25 +325,20 @@ impl Controller {
         let mut record = state.record.clone();
         record.former = None;
         let text = format!("revision {former} leaves memory: the time to go back to it is over");
-        self.turn(slot, state, record, vec![said("window_over", former, &text, None)]).await
+        self.turn(slot, state, record, vec![said("window_over", former, &text, None)], false).await
     }
 
     /// Has the graphs stay in memory of what all traffic may have to go to at once.
-    fn keep_warm(&self, state: &mut State) {
+    fn keep_warm(state: &mut State) {
         if state.warmed.is_some_and(|warmed| warmed.elapsed() < WARM) {
             return;
         }
         state.warmed = Some(Instant::now());
         let judged = state.rollout().is_some();
         let wanted = [state.record.former, state.record.stable.filter(|_| judged)];
-        for revision in wanted.into_iter().flatten() {
-            if let Some(loaded) = state.loaded.get(&revision) {
-                let release = Arc::clone(&loaded.release);
-                tokio::spawn(async move {
-                    if let Err(error) = warm(&release).await {
-                        tracing::warn!(app = release.app.name, revision, %error, "a model does not stay in memory");
-                    }
-                });
+        for loaded in wanted.into_iter().flatten().filter_map(|revision| state.loaded.get(&revision)) {
+            for function in &loaded.release.functions {
+                function.revision.program.keep_models_warm();
             }
         }
     }

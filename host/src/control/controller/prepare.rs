@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{MutexGuard, mpsc};
 
 use super::slot::{Deploying, Loaded, Slot, State};
 use super::{Controller, now_ms};
@@ -101,18 +101,20 @@ impl Controller {
             }
             state.check_free(&slot.name, READY_FOR)?;
             // One that was made ready and never rolled out makes room.
-            if let Some((revision, _)) = state.prepared.take() {
-                self.discard_in(slot, &mut state, revision, "another one was made ready").await?;
+            if let Some((revision, _)) = state.prepared {
+                self.discard_in(slot, state, revision, "another one is made ready").await?;
+                state = slot.state.lock().await;
             }
             if let Some(live) = state.stable() {
                 let new = Described { manifest: &app.manifest, interfaces: &app.interfaces };
                 check_capabilities(&live.described(), &new, request)?;
             }
             // Taken and kept at once, so that no number is ever given twice.
-            let mut record = state.record.clone();
-            let revision = record.next_revision;
-            record.next_revision += 1;
-            self.keep(slot, &mut state, record, Vec::new()).await?;
+            let revision = state.record.next_revision;
+            state.record.next_revision += 1;
+            let version = state.changed([]);
+            drop(state);
+            self.save(slot, version).await?;
             revision
         };
         let release = self.release(&app, revision, digest.clone(), reporter).await?;
@@ -145,21 +147,40 @@ impl Controller {
             version: app.manifest.version.clone(),
             message: request.message.clone(),
         };
-        let mut state = slot.state.lock().await;
-        let mut record = state.record.clone();
         let event =
             said("prepared", revision, &format!("revision {revision} is ready"), request.message.as_deref());
-        record.revisions.insert(revision, described);
-        let forgotten = record.forget_old(REMEMBERED);
-        self.keep(slot, &mut state, record, vec![event]).await?;
-        for old in forgotten {
-            self.unpin(&slot.name, old).await;
-        }
+        self.remember(slot, revision, described, event).await?;
+        let mut state = slot.state.lock().await;
         let App { manifest, interfaces, blobs, .. } = app;
         let (manifest, interfaces) = (Arc::new(manifest), Arc::new(interfaces));
         state.loaded.insert(revision, Loaded { release, manifest, interfaces, _blobs: blobs });
         state.prepared = Some((revision, Instant::now()));
         Ok((revision, false, false))
+    }
+
+    /// Keeps that an app has a revision which takes no traffic yet.
+    async fn remember(
+        &self,
+        slot: &Slot,
+        revision: u64,
+        described: RevisionRecord,
+        event: Event,
+    ) -> Result<(), ControlError> {
+        let mut state = slot.state.lock().await;
+        state.record.removed = false;
+        state.record.revisions.insert(revision, described);
+        let forgotten = state.record.forget_old(REMEMBERED);
+        state.left.extend(forgotten);
+        let version = state.changed([event]);
+        drop(state);
+        let saved = self.save(slot, version).await;
+        if saved.is_err() {
+            let mut state = slot.state.lock().await;
+            state.record.revisions.remove(&revision);
+            state.unchanged(version);
+            state.left.push(revision);
+        }
+        saved
     }
 
     /// Compiles, links and describes everything of an app.
@@ -200,7 +221,7 @@ impl Controller {
     pub(super) async fn forget(&self, app: &str, revision: u64) -> Result<(), ControlError> {
         let slot = self.slot(app)?;
         {
-            let mut state = slot.state.lock().await;
+            let state = slot.state.lock().await;
             if !state.record.revisions.contains_key(&revision) {
                 return Err(ControlError::revision_not_found(app, revision));
             }
@@ -210,7 +231,7 @@ impl Controller {
                     "revision {revision} of `{app}` takes traffic; `tenon rollback {app}` or `tenon remove {app}` ends that"
                 )));
             }
-            self.discard_in(&slot, &mut state, revision, "discarded").await
+            self.discard_in(&slot, state, revision, "discarded").await
         }
     }
 
@@ -218,25 +239,27 @@ impl Controller {
     pub(super) async fn discard_in(
         &self,
         slot: &Slot,
-        state: &mut State,
+        mut state: MutexGuard<'_, State>,
         revision: u64,
         why: &str,
     ) -> Result<(), ControlError> {
-        let mut record = state.record.clone();
-        record.revisions.remove(&revision);
-        if record.former == Some(revision) {
-            record.former = None;
-        }
-        let text = format!("revision {revision} is forgotten: {why}");
-        self.keep(slot, state, record, vec![said("discarded", revision, &text, None)]).await?;
-        if state.prepared.is_some_and(|(prepared, _)| prepared == revision) {
-            state.prepared = None;
-        }
-        self.publish(slot, state)?;
+        state.record.revisions.remove(&revision);
+        state.record.former = state.record.former.filter(|former| *former != revision);
+        state.prepared = state.prepared.filter(|(prepared, _)| *prepared != revision);
+        self.publish(slot, &state)?;
         if let Some(loaded) = state.loaded.remove(&revision) {
             self.retire_later(loaded.release);
         }
-        self.unpin(&slot.name, revision).await;
+        state.left.push(revision);
+        let text = format!("revision {revision} is forgotten: {why}");
+        let version = state.changed([said("discarded", revision, &text, None)]);
+        drop(state);
+        self.save(slot, version).await.map_err(|error| {
+            ControlError::internal(format_args!(
+                "revision {revision} is out of memory, but that could not be kept; the host goes on trying: {error}"
+            ))
+        })?;
+        self.let_go(slot, &mut *slot.state.lock().await);
         Ok(())
     }
 
@@ -263,15 +286,6 @@ impl Controller {
         let pinned = blocking(move || pins.pin(&owner, &digests, &blobs)).await?;
         pinned.map_err(|error| ControlError::internal(format_args!("its blobs cannot be kept: {error}")))
     }
-
-    /// Lets go of a revision's blobs. What cannot be let go of costs room only.
-    pub(super) async fn unpin(&self, app: &str, revision: u64) {
-        let (pins, owner) = (Arc::clone(&self.pins), owner(app, revision));
-        let unpinned = blocking(move || pins.unpin(&owner)).await;
-        if let Ok(Err(error)) = unpinned {
-            tracing::warn!(app, revision, %error, "blobs of a revision that is gone are still kept");
-        }
-    }
 }
 
 /// Under which name a revision's blobs are pinned.
@@ -292,8 +306,9 @@ fn same(state: &State, digest: &str, request: &Prepare) -> Option<(u64, bool, bo
     if let Some(revision) = state.prepared.map(|(revision, _)| revision).filter(is_same) {
         return Some((revision, true, false));
     }
-    let live =
-        state.record.stable.filter(is_same).filter(|_| candidate.is_none() && state.prepared.is_none());
+    // One that could not be made ready again is not live, and deploying it once more serves it.
+    let live = state.record.stable.filter(is_same).filter(|live| state.loaded.contains_key(live));
+    let live = live.filter(|_| candidate.is_none() && state.prepared.is_none());
     live.map(|revision| (revision, true, true))
 }
 

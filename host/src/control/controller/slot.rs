@@ -1,11 +1,12 @@
 //! One app: what is kept of it, what of it is in memory, and how its calls are divided.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use http::HeaderName;
 
+use super::restore::Repair;
 use crate::artifact::blobs::Blobs;
 use crate::artifact::manifest::Manifest;
 use crate::control::ControlError;
@@ -17,7 +18,7 @@ use crate::function::{Functions, Release, Traffic};
 use crate::rollout::machine::Rollout;
 use crate::rollout::plan::{self, Side};
 use crate::rollout::shadow::{Report, ShadowCounts};
-use crate::rollout::store::AppRecord;
+use crate::rollout::store::{AppRecord, Event};
 use crate::telemetry::observations::Tally;
 
 /// An app that is here, or once was.
@@ -25,13 +26,15 @@ pub(super) struct Slot {
     pub(super) name: String,
     /// What is being made ready, in words: one revision at a time.
     deploying: Mutex<Option<String>>,
+    /// Whoever has it writes to the disk. It is taken before the state, and never by who has that.
+    pub(super) saving: tokio::sync::Mutex<()>,
     pub(super) state: tokio::sync::Mutex<State>,
 }
 
 /// What is known of an app.
 #[derive(Default)]
 pub(super) struct State {
-    /// What the store has.
+    /// What is so, and what the store has or is about to have.
     pub(super) record: AppRecord,
     /// What is in memory, by revision.
     pub(super) loaded: BTreeMap<u64, Loaded>,
@@ -50,6 +53,18 @@ pub(super) struct State {
     pub(super) warmed: Option<Instant>,
     /// When the record was kept last that the rollout's looks change.
     pub(super) kept: Option<Instant>,
+    /// Counts the changes of the record, and which of them the store has; what happened that it has not, by change.
+    pub(super) version: u64,
+    pub(super) saved: u64,
+    pub(super) unsaved: VecDeque<(u64, Event)>,
+    /// When to try again what could not be kept.
+    pub(super) save_again: Option<Instant>,
+    /// When what is missing in memory is tried again.
+    pub(super) repair: Option<Repair>,
+    /// Counts the changes of the traffic.
+    pub(super) turned: u64,
+    /// Revisions whose blobs go as soon as the store has forgotten them.
+    pub(super) left: Vec<u64>,
 }
 
 /// A revision in memory, and what it was made of.
@@ -80,7 +95,8 @@ impl Drop for Deploying<'_> {
 impl Slot {
     pub(super) fn new(name: &str, record: AppRecord) -> Slot {
         let state = State { record, ..State::default() };
-        Slot { name: name.to_owned(), deploying: Mutex::default(), state: tokio::sync::Mutex::new(state) }
+        let (deploying, saving) = (Mutex::default(), tokio::sync::Mutex::default());
+        Slot { name: name.to_owned(), deploying, saving, state: tokio::sync::Mutex::new(state) }
     }
 
     /// # Errors
@@ -149,10 +165,12 @@ impl State {
         }
         match self.prepared {
             Some((revision, since)) if since.elapsed() < ready_for => {
-                let age = since.elapsed().as_secs();
+                let age = since.elapsed();
+                let left = ready_for.saturating_sub(age).as_secs() + 1;
                 Err(ControlError::busy(format_args!(
-                    "revision {revision} of `{app}` was made ready {age} s ago and waits for its rollout to be started; \
-                     `tenon rollback {app}` discards it"
+                    "revision {revision} of `{app}` was made ready {} s ago and waits for its rollout to be started; deploy \
+                     the same once more to start it, or wait {left} s, after which another deployment takes its place",
+                    age.as_secs()
                 )))
             }
             _ => Ok(()),

@@ -123,6 +123,21 @@ fn the_first_revision_of_an_app_takes_all_traffic_whatever_its_plan() {
 }
 
 #[test]
+fn who_goes_back_from_what_has_succeeded_is_told_so_and_on_the_way_forth_too() {
+    let (mut rollout, _) = Rollout::start(1, "app", Some(7), 8, Plan::of(Strategy::AllAtOnce), &[], 1);
+    rollout.turned(7, "too early", 2);
+    assert_eq!(rollout.phase, Phase::Promoting, "it is not over");
+    rollout.tick(3, None);
+    rollout.turned(8, "it is there", 4);
+    assert_eq!((rollout.phase, rollout.weight, rollout.changed_ms), (Phase::Succeeded, WHOLE, 3));
+    rollout.turned(7, "back", 5);
+    assert_eq!((rollout.phase, rollout.weight, rollout.changed_ms), (Phase::RolledBack, 0, 5));
+    assert_eq!((rollout.reason.as_str(), rollout.traffic().candidate), ("back", false));
+    rollout.turned(8, "forth", 6);
+    assert_eq!((rollout.phase, rollout.weight, rollout.reason.as_str()), (Phase::Succeeded, WHOLE, "forth"));
+}
+
+#[test]
 fn a_canary_goes_through_its_steps_by_itself() {
     let steps = vec![
         Step::SetWeight(500),
