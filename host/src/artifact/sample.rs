@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -15,6 +15,10 @@ use thiserror::Error;
 pub const MAX_SAMPLE_BYTES: u64 = 16 << 20;
 /// The most samples of one function.
 pub const MAX_SAMPLES: usize = 1000;
+/// The most files of one function's samples, of which each may name two.
+pub const MAX_SAMPLE_FILES: usize = 3 * MAX_SAMPLES;
+/// The most bytes of one function's samples, each counted as often as it is named: so much is read and parsed.
+pub const MAX_SAMPLES_BYTES: u64 = 1 << 30;
 
 /// One golden sample.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -194,6 +198,27 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Checks how many files the samples of one function are, and how large together. `files` has them by their names, of
+/// which several may lead to one file; what is not there is not counted.
+///
+/// # Errors
+/// What is too much, and what to do about it.
+pub fn check_amount(files: &BTreeMap<String, PathBuf>) -> Result<(), String> {
+    if files.len() > MAX_SAMPLE_FILES {
+        return Err(format!("has more than {MAX_SAMPLE_FILES} files of samples; name fewer"));
+    }
+    let sizes = files.values().filter_map(|path| path.metadata().ok()).map(|file| file.len());
+    let bytes = sizes.fold(0, u64::saturating_add);
+    match bytes > MAX_SAMPLES_BYTES {
+        true => Err(format!(
+            "has samples of {} MiB altogether, more than the {} that are read; name fewer, or smaller ones",
+            bytes >> 20,
+            MAX_SAMPLES_BYTES >> 20
+        )),
+        false => Ok(()),
+    }
+}
+
 /// Whether more than one is there.
 fn one_of(there: [bool; 4]) -> bool {
     there.into_iter().filter(|there| *there).count() > 1
@@ -202,6 +227,27 @@ fn one_of(there: [bool; 4]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn samples_are_bounded_in_number_and_together() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("one");
+        let check = |names: usize, bytes: u64, expected: Option<&str>| {
+            // Sparse: it takes no room.
+            File::create(&path).unwrap().set_len(bytes).unwrap();
+            let files = (0..names).map(|name| (format!("{name}.json"), path.clone())).collect();
+            match (check_amount(&files), expected) {
+                (Ok(()), None) => {}
+                (Err(error), Some(expected)) => assert!(error.contains(expected), "{error}"),
+                (other, _) => panic!("{names} of {bytes}: {other:?}"),
+            }
+        };
+        check(0, 0, None);
+        check(3000, 1, None);
+        check(3001, 1, Some("more than 3000 files"));
+        check(64, MAX_SAMPLE_BYTES, None);
+        check(65, MAX_SAMPLE_BYTES, Some("1040 MiB altogether, more than the 1024"));
+    }
 
     #[test]
     fn samples_are_read_strictly() {

@@ -15,6 +15,7 @@ use super::locked::{self, LockedApp, LockedError, shown};
 use super::manifest::{self, FileMount, Files, Manifest, ManifestErrors, Source};
 use super::modelpack;
 use super::oci::{Descriptor, Digest, ImageManifest};
+use super::sample;
 use super::settings::{self, Blob, Settings, SettingsError};
 use super::wasm::{Outline, WasmError};
 
@@ -110,6 +111,8 @@ pub enum UnpackError {
         "its settings are those of component `{0}`, which is not in the app; push the app again with `tenon push`"
     )]
     Stranger(String),
+    #[error("component `{id}` {reason}")]
+    Samples { id: String, reason: String },
     #[error("the settings of component `{id}` in its file `{}` are not text", settings::FILE_NAME)]
     NotText { id: String },
     #[error(
@@ -155,6 +158,10 @@ pub fn unpack(
     let mut unpacked = assemble(app, settings.as_ref(), &mut image, options)?;
     if let Some(settings) = settings {
         image.apply(settings, &mut unpacked)?;
+    }
+    for (id, samples) in &unpacked.files.samples {
+        let amount = sample::check_amount(samples);
+        amount.map_err(|reason| UnpackError::Samples { id: id.clone(), reason })?;
     }
     Ok(unpacked)
 }

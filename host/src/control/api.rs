@@ -14,7 +14,7 @@ use http::header::{
 use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Body;
 use serde::Serialize;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use url::form_urlencoded;
 
@@ -27,19 +27,17 @@ use crate::artifact::reference::Reference;
 use crate::artifact::registry::printable;
 use crate::config::Scope;
 use body::Payload;
+use places::{Kind, Places};
 use route::{Found, Operation, Parameters, Route};
 
 mod body;
 pub mod listen;
+mod places;
 mod route;
 mod socket;
 #[cfg(test)]
 mod tests;
 
-/// Revisions that are made ready at once; each compiles and loads.
-const PREPARING: u32 = 8;
-/// Other calls at once.
-const CALLS: u32 = 256;
 /// Lines that a caller may be behind before it is not waited for any more.
 const LINES_AHEAD: usize = 1024;
 /// Entries of the history in one answer, unless the caller says, and at most.
@@ -74,8 +72,7 @@ pub struct Api {
     tokens: Arc<Tokens>,
     max_blob_bytes: u64,
     waits: Waits,
-    preparing: Arc<Semaphore>,
-    calls: Arc<Semaphore>,
+    places: Places,
     draining: AtomicBool,
     strangers: Strangers,
 }
@@ -155,8 +152,7 @@ impl Api {
             tokens,
             max_blob_bytes,
             waits,
-            preparing: Arc::new(Semaphore::new(PREPARING as usize)),
-            calls: Arc::new(Semaphore::new(CALLS as usize)),
+            places: Places::new(),
             draining: AtomicBool::new(false),
             strangers: Strangers::default(),
         }
@@ -169,8 +165,7 @@ impl Api {
 
     /// Waits until nothing that was asked for is under way. To be called after [`drain`](Api::drain).
     async fn finished(&self) {
-        let _ = self.preparing.acquire_many(PREPARING).await;
-        let _ = self.calls.acquire_many(CALLS).await;
+        self.places.emptied().await;
     }
 
     /// The walk of a request.
@@ -295,21 +290,28 @@ impl Api {
         match route.operation {
             Operation::Health => Ok(text("OK\n")),
             Operation::Describe => Ok(whole(StatusCode::OK, "application/json", openapi::DOCUMENT)),
-            Operation::Status => self.call(|control| Box::pin(async move { control.status().await })).await,
-            Operation::App => self.call(|control| Box::pin(async move { control.app(&app).await })).await,
+            Operation::Status => {
+                self.call(asked, |control| Box::pin(async move { control.status().await })).await
+            }
+            Operation::App => {
+                self.call(asked, |control| Box::pin(async move { control.app(&app).await })).await
+            }
             Operation::Remove => {
-                self.done(|control| Box::pin(async move { control.remove(&app).await })).await
+                self.done(asked, |control| Box::pin(async move { control.remove(&app).await })).await
             }
             Operation::Discard => {
-                self.done(|control| Box::pin(async move { control.discard(&app, revision).await })).await
+                self.done(asked, |control| Box::pin(async move { control.discard(&app, revision).await }))
+                    .await
             }
             Operation::Shadow => {
-                self.call(|control| Box::pin(async move { control.shadow(&app).await })).await
+                self.call(asked, |control| Box::pin(async move { control.shadow(&app).await })).await
             }
             Operation::History => {
                 let (before, limit) = page(asked.query)?;
-                self.call(move |control| Box::pin(async move { control.history(&app, before, limit).await }))
-                    .await
+                self.call(asked, move |control| {
+                    Box::pin(async move { control.history(&app, before, limit).await })
+                })
+                .await
             }
             Operation::Prepare => {
                 let mut prepare: Prepare = body::json(headers, body, None, self.waits.json).await?;
@@ -320,7 +322,8 @@ impl Api {
             Operation::Start => {
                 let mut start: Start = body::json(headers, body, None, self.waits.json).await?;
                 asked.sign(&mut start.message)?;
-                self.call(move |control| Box::pin(async move { control.start(&app, start).await })).await
+                self.call(asked, move |control| Box::pin(async move { control.start(&app, start).await }))
+                    .await
             }
             Operation::Promote | Operation::Pause | Operation::Resume | Operation::Rollback => {
                 let mut command =
@@ -328,49 +331,50 @@ impl Api {
                 check_command(route.operation, &command)?;
                 asked.sign(&mut command.message)?;
                 let operation = route.operation;
-                self.call(move |control| {
+                self.call(asked, move |control| {
                     Box::pin(async move { send(&*control, operation, &app, command).await })
                 })
                 .await
             }
-            Operation::HasBlob => self.has_blob(asked.digest()?).await,
+            Operation::HasBlob => self.has_blob(asked).await,
             Operation::PutBlob => {
                 let upload = body::upload(headers, body, self.max_blob_bytes, self.waits.blob)?;
-                self.put_blob(asked.digest()?, upload).await
+                self.put_blob(asked, upload).await
             }
         }
     }
 
     /// Has the control plane do something, and answers with what it says.
-    async fn call<T, F>(&self, call: F) -> Result<Response<Payload>, ControlError>
+    async fn call<T, F>(&self, asked: &Asked<'_>, call: F) -> Result<Response<Payload>, ControlError>
     where
         T: Serialize + Send + 'static,
         F: FnOnce(Arc<dyn Control>) -> BoxFuture<'static, Result<T, ControlError>>,
     {
-        let answer = self.run(call, self.waits.answer).await?;
+        let place = asked.place(&self.places)?;
+        let answer = self.run(place, call, self.waits.answer).await?;
         let body = serde_json::to_vec(&answer)
             .map_err(|error| ControlError::internal(format_args!("the answer cannot be written: {error}")))?;
         Ok(whole(StatusCode::OK, "application/json", body))
     }
 
     /// The same where there is nothing to say.
-    async fn done<F>(&self, call: F) -> Result<Response<Payload>, ControlError>
+    async fn done<F>(&self, asked: &Asked<'_>, call: F) -> Result<Response<Payload>, ControlError>
     where
         F: FnOnce(Arc<dyn Control>) -> BoxFuture<'static, Result<(), ControlError>>,
     {
-        self.run(call, self.waits.answer).await?;
+        let place = asked.place(&self.places)?;
+        self.run(place, call, self.waits.answer).await?;
         Ok(empty(StatusCode::NO_CONTENT))
     }
 
-    /// Runs a call as a task of its own, so that it ends also where its caller leaves, and its panic stays its own.
-    async fn run<T, F>(&self, call: F, patience: Duration) -> Result<T, ControlError>
+    /// Runs a call as a task of its own, so that it ends also where its caller leaves, and its panic stays its own. It
+    /// has its `place` until then.
+    async fn run<P, T, F>(&self, place: P, call: F, patience: Duration) -> Result<T, ControlError>
     where
+        P: Send + 'static,
         T: Send + 'static,
         F: FnOnce(Arc<dyn Control>) -> BoxFuture<'static, Result<T, ControlError>>,
     {
-        let place = Arc::clone(&self.calls).try_acquire_owned();
-        let place =
-            place.map_err(|_| ControlError::overloaded("too much is under way; try again shortly"))?;
         let calling = call(Arc::clone(&self.control));
         let running = tokio::spawn(async move {
             let answer = calling.await;
@@ -387,33 +391,32 @@ impl Api {
         }
     }
 
-    async fn has_blob(&self, digest: Digest) -> Result<Response<Payload>, ControlError> {
-        let has = self
-            .run(move |control| Box::pin(async move { control.has_blob(&digest).await }), self.waits.answer)
-            .await?;
+    async fn has_blob(&self, asked: &Asked<'_>) -> Result<Response<Payload>, ControlError> {
+        let (digest, place) = (asked.digest()?, asked.place(&self.places)?);
+        let look = move |control: Arc<dyn Control>| -> BoxFuture<'static, _> {
+            Box::pin(async move { control.has_blob(&digest).await })
+        };
+        let has = self.run(place, look, self.waits.answer).await?;
         match has {
             true => Ok(empty(StatusCode::OK)),
             false => Err(ControlError::no_such_blob(format_args!("{digest} is not here; send it with PUT"))),
         }
     }
 
-    async fn put_blob(&self, digest: Digest, upload: Upload) -> Result<Response<Payload>, ControlError> {
+    async fn put_blob(&self, asked: &Asked<'_>, upload: Upload) -> Result<Response<Payload>, ControlError> {
+        let (digest, place) = (asked.digest()?, self.places.upload(&asked.sender())?);
         // What it waits for beside the disk is bounded by the upload itself.
         let patience = self.waits.answer + upload.bound();
         let put = move |control: Arc<dyn Control>| -> BoxFuture<'static, _> {
             Box::pin(async move { control.put_blob(&digest, upload).await })
         };
-        self.run(put, patience).await?;
+        self.run(place, put, patience).await?;
         Ok(empty(StatusCode::CREATED))
     }
 
     /// Has a revision made ready, and tells how far it is, line by line. It goes on though the caller leaves.
     fn prepare(self: &Arc<Self>, prepare: Prepare) -> Result<Response<Payload>, ControlError> {
-        let place = Arc::clone(&self.preparing).try_acquire_owned().map_err(|_| {
-            ControlError::overloaded(format_args!(
-                "{PREPARING} revisions are being made ready at this moment; try again when one is done"
-            ))
-        })?;
+        let place = self.places.prepare()?;
         let (progress, told) = mpsc::channel(64);
         let control = Arc::clone(&self.control);
         let preparing = tokio::spawn(async move { control.prepare(prepare, progress).await });
@@ -485,6 +488,19 @@ struct Asked<'r> {
 }
 
 impl Asked<'_> {
+    /// A place for what is asked, until it is done.
+    fn place(&self, places: &Places) -> Result<tokio::sync::OwnedSemaphorePermit, ControlError> {
+        let is_question =
+            self.route.scope != Some(Scope::Deploy) || self.route.operation == Operation::HasBlob;
+        let kind = if is_question { Kind::Question } else { Kind::Command };
+        places.take(kind, matches!(self.caller, Some(Caller::Local(_))))
+    }
+
+    /// By whom, in words.
+    fn sender(&self) -> String {
+        self.caller.as_ref().map(Caller::to_string).unwrap_or_default()
+    }
+
     fn digest(&self) -> Result<Digest, ControlError> {
         self.parameters.digest.ok_or_else(|| ControlError::invalid("the path names no digest"))
     }

@@ -10,15 +10,13 @@ use std::path::{Path, PathBuf};
 use globset::{GlobBuilder, GlobMatcher};
 use walkdir::{DirEntry, WalkDir};
 
-use crate::artifact::sample::{self, MAX_SAMPLES, Sample};
+use crate::artifact::sample::{self, MAX_SAMPLE_FILES, Sample};
 
 use super::{Component, FilesEntry, Manifest, ManifestError, ManifestErrors, Source};
 use crate::config::STATE_FOLDER;
 
 /// The most directory entries that the `files` of one component may make the host look at.
 const MAX_ENTRIES: usize = 100_000;
-/// The most files of one component's samples, of which each may name two.
-const MAX_SAMPLE_FILES: usize = 3 * MAX_SAMPLES;
 const MAX_DEPTH: usize = 64;
 const PATTERN_CHARS: [char; 4] = ['*', '?', '[', ']'];
 
@@ -83,11 +81,8 @@ impl Files {
         let mut expansion = Expansion::new(root);
         self.warnings.extend(component.samples.iter().filter_map(|entry| expansion.add(entry, &[])));
         expansion.add_named();
-        if expansion.mounts.len() > MAX_SAMPLE_FILES {
-            expansion.refuse(format!(
-                "component `{}` has more than {MAX_SAMPLE_FILES} files of samples; name fewer",
-                component.id
-            ));
+        if let Err(reason) = sample::check_amount(&expansion.mounts) {
+            expansion.refuse(format!("component `{}` {reason}", component.id));
         }
         let problems = expansion.problems.into_iter();
         errors.extend(problems.map(|(line, message)| ManifestError { line, message }));

@@ -482,6 +482,14 @@ fn settings_and_layers_must_agree() {
         &|m, b| replace(m, b, &|s| s["components"]["digits"]["samples"] = sample.clone()),
         "the path `../x.json`",
     );
+    // However small they are, each is read and run.
+    let of_one: serde_json::Map<String, Value> = (0..=sample::MAX_SAMPLE_FILES)
+        .map(|n| (format!("{n}.json"), json!({"digest": Digest::of(b"a model"), "size": 7})))
+        .collect();
+    check(
+        &|m, b| replace(m, b, &|s| s["components"]["digits"]["samples"] = of_one.clone().into()),
+        "component `digits` has more than 3000 files of samples; name fewer",
+    );
     check(&|m, _| drop(m.layers.pop()), "none of its");
     check(&|m, _| drop(m.layers.remove(2)), "model `digits` of component `digits` is sha256:");
     check(

@@ -150,8 +150,7 @@ impl Listening {
 impl Listening {
     /// How much of what was asked for is not done yet.
     pub(super) fn calls_under_way(&self) -> usize {
-        let full = (super::PREPARING + super::CALLS) as usize;
-        full - self.api.preparing.available_permits() - self.api.calls.available_permits()
+        self.api.places.taken()
     }
 }
 

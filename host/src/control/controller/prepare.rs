@@ -374,18 +374,19 @@ async fn try_out(release: &Arc<Release>, app: &App, reporter: &Reporter) -> Resu
     const SHOWN: usize = 20;
     const SAMPLES: Duration = Duration::from_secs(300);
     let started = Instant::now();
-    let (mut failed, mut passed) = (Vec::new(), 0_usize);
+    let (mut shown, mut failed, mut passed) = (Vec::new(), 0_usize, 0_usize);
     for component in &app.manifest.components {
         let Some(named) = app.files.samples.get(&component.id).cloned() else { continue };
         let Some(function) = release.function(&app.manifest.function(component)) else { continue };
         // Every deployment on every host runs them: nothing of it must stay.
         let program = Arc::new(function.revision.program.rehearsed());
-        let read = blocking(move || {
-            let among = files::among(&named).into_iter();
-            let goldens = among.map(|(name, path)| (name.clone(), files::open(name, path, &named)));
-            goldens.collect::<Vec<_>>()
+        let named = Arc::new(named);
+        let every = Arc::clone(&named);
+        let found = blocking(move || {
+            let found = files::among(&every).into_iter();
+            found.map(|(name, path)| (name.clone(), path.clone())).collect::<Vec<_>>()
         });
-        for (name, golden) in read.await? {
+        for (name, path) in found.await? {
             if started.elapsed() > SAMPLES {
                 return Err(ControlError::failed_samples(format_args!(
                     "its golden samples take longer than {} s; leave some out",
@@ -393,21 +394,33 @@ async fn try_out(release: &Arc<Release>, app: &App, reporter: &Reporter) -> Resu
                 )));
             }
             let what = format!("`{}`, sample `{}`", function.name, files::title(&name));
-            let ran = match golden {
+            // One at a time: all of an app's could be more than there is memory.
+            let (every, one) = (Arc::clone(&named), name.clone());
+            let golden = blocking(move || files::open(&one, &path, &every));
+            let ran = match golden.await? {
                 Ok(golden) => samples::run(&golden, function, &program, &release.routes).await,
                 Err(error) => Err(error),
             };
-            match ran.map(|ran| ran.verdict) {
-                Ok(Verdict::Passed(_)) => passed += 1,
-                Ok(Verdict::NothingExpected) => reporter.say(Progress::Warning {
-                    text: format!("{what} says nothing of the answer; `tenon check --record` adds it"),
-                }),
-                Ok(Verdict::Failed(why)) => failed.push(format!("\n- {what}: {why}")),
-                Err(error) => failed.push(format!("\n- {what}: {error}")),
+            let why = match ran.map(|ran| ran.verdict) {
+                Ok(Verdict::Passed(_)) => {
+                    passed += 1;
+                    continue;
+                }
+                Ok(Verdict::NothingExpected) => {
+                    let text = format!("{what} says nothing of the answer; `tenon check --record` adds it");
+                    reporter.say(Progress::Warning { text });
+                    continue;
+                }
+                Ok(Verdict::Failed(why)) => why,
+                Err(error) => error.to_string(),
+            };
+            failed += 1;
+            if shown.len() < SHOWN {
+                shown.push(format!("\n- {what}: {why}"));
             }
         }
     }
-    if failed.is_empty() {
+    if failed == 0 {
         if passed == 0 {
             let text =
                 "it has no golden samples, so its answers were not looked at (docs/samples.md)".to_owned();
@@ -415,13 +428,12 @@ async fn try_out(release: &Arc<Release>, app: &App, reporter: &Reporter) -> Resu
         }
         return Ok(());
     }
-    let more = failed.len().saturating_sub(SHOWN);
+    let more = failed.saturating_sub(SHOWN);
     let more = if more > 0 { format!("\n- and {more} more") } else { String::new() };
     Err(ControlError::failed_samples(format_args!(
-        "{} of {} golden samples did not pass:{}{more}\n`tenon check` shows the same on the author's machine",
-        failed.len(),
-        failed.len() + passed,
-        failed.iter().take(SHOWN).cloned().collect::<String>()
+        "{failed} of {} golden samples did not pass:{}{more}\n`tenon check` shows the same on the author's machine",
+        failed + passed,
+        shown.concat()
     )))
 }
 

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::control::client::Content;
+use places::UPLOADS_OF_ONE;
 
 fn sink() -> &'static (dyn Fn(u64) + Sync) {
     &|_| {}
@@ -84,4 +85,38 @@ async fn a_blob_that_broke_off_goes_on_and_a_damaged_start_is_no_ones_fault() {
     // The client sends it again by itself.
     host.client(DEPLOY).put_blob(&digest, &content, sink()).await.unwrap();
     assert_eq!(host.fake.blobs.read(&digest, 10 << 20).unwrap().unwrap(), bytes);
+}
+
+#[tokio::test]
+async fn blobs_that_never_come_whole_keep_nobody_from_a_rollback() {
+    let host = host().await;
+    let begin = async |n: usize| {
+        let digest = Digest::of(&n.to_le_bytes());
+        let mut stream = TcpStream::connect(host.address()).await.unwrap();
+        let head = format!(
+            "PUT /v1/blobs/{digest} HTTP/1.1\r\nhost: h\r\nauthorization: Bearer {DEPLOY}\r\n\
+             content-length: 1000\r\n\r\nx"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream
+    };
+    let mut sending = Vec::new();
+    for n in 0..UPLOADS_OF_ONE {
+        sending.push(begin(n).await);
+    }
+    until(|| host.listening.calls_under_way() == UPLOADS_OF_ONE).await;
+    let mut one_more = begin(UPLOADS_OF_ONE).await;
+    let mut answer = vec![0; 4096];
+    let length = one_more.read(&mut answer).await.unwrap();
+    let answer = String::from_utf8_lossy(&answer[..length]);
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("the share of one caller"), "{answer}");
+    // Others can send theirs, and commands are not concerned at all.
+    for client in [host.client(DEPLOY), host.local()] {
+        client.rollback("digits", &Command::default()).await.unwrap();
+    }
+    let content = Content::Bytes(Bytes::from_static(b"small"));
+    host.local().put_blob(&Digest::of(b"small"), &content, sink()).await.unwrap();
+    drop(sending);
+    until(|| host.listening.calls_under_way() == 0).await;
+    host.client(DEPLOY).put_blob(&Digest::of(b"small"), &content, sink()).await.unwrap();
 }

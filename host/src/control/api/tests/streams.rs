@@ -1,6 +1,7 @@
 //! What is told while a revision is made ready.
 
 use super::*;
+use places::PREPARING;
 
 /// Begins to ask, and answers with the open connection once the head of the answer has come.
 async fn begin(host: &Host, reference: &str) -> TcpStream {
