@@ -23,6 +23,10 @@ const OTHER_SHARES: [f64; 3] = [1.5, 4.0, 30.0];
 /// Rates of shadowed calls that are answered otherwise, beyond what is tolerated: shares of what is left to 1.
 const WORSE_SHADOWS: [f64; 4] = [0.02, 0.06, 0.2, 0.6];
 
+/// The share of calls that may fail where there is no stable revision to say how many do, and beyond it as above.
+pub(super) const MOST_ERRORS: f64 = 0.5;
+const WORSE_ERRORS: [f64; 3] = [0.2, 0.6, 0.95];
+
 /// Where the slowest are cut off: which of them tells most depends on how the candidate is slow.
 const TAILS: [(&str, f64); 6] =
     [("95", 0.95), ("98", 0.98), ("99", 0.99), ("99.5", 0.995), ("99.8", 0.998), ("99.9", 0.999)];
@@ -90,6 +94,11 @@ pub(super) fn of_counts(metric: Metric, stable: &Counts, candidate: &Counts, tol
         stable_bad: stable.bad(metric),
     };
     vec![Finding::of(String::new(), table, &worse(tolerance, &WORSE_RATES))]
+}
+
+/// Calls of a function that the stable revision lacks: whether more of them fail than are ever tolerated.
+pub(super) fn of_errors_alone(candidate: &Counts) -> Vec<Finding> {
+    of_share("alone", candidate.requests, candidate.bad(Metric::ErrorRate), MOST_ERRORS, &WORSE_ERRORS)
 }
 
 fn worse(tolerance: f64, factors: &[f64]) -> Vec<(f64, f64)> {
@@ -297,11 +306,16 @@ pub(super) fn of_shadow(counts: &ShadowCounts, tolerance: f64) -> Vec<Finding> {
 }
 
 /// The same against a share that is tolerated whatever the stable revision does.
-pub(super) fn of_shadow_alone(part: &str, calls: u64, bad: u64, tolerated: f64) -> Vec<Finding> {
+pub(super) fn of_shadow_alone(calls: u64, bad: u64, tolerated: f64) -> Vec<Finding> {
+    of_share("", calls, bad, tolerated, &WORSE_SHADOWS)
+}
+
+/// Calls of the candidate alone, of which a share is tolerated. The alternatives are shares of what is left to 1.
+fn of_share(part: &str, calls: u64, bad: u64, tolerated: f64, alternatives: &[f64]) -> Vec<Finding> {
     let bad = bad.min(calls);
     let table = Table { candidate: calls, candidate_bad: bad, stable: 0, stable_bad: 0 };
     let (bad, good) = (bad as f64, (calls - bad) as f64);
-    let logs = WORSE_SHADOWS.iter().map(|share| {
+    let logs = alternatives.iter().map(|share| {
         let other = tolerated + (1.0 - tolerated) * share;
         let (of_bad, of_good) = (other.ln() - tolerated.ln(), (-other).ln_1p() - (-tolerated).ln_1p());
         if calls == 0 { 0.0 } else { bad * of_bad + good * of_good }

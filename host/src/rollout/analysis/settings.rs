@@ -199,6 +199,11 @@ impl AnalysisSettings {
         self.metrics.get(&metric).cloned().unwrap_or_default()
     }
 
+    /// Whether a metric is compared with the stable revision's and decides.
+    pub(super) fn compares(&self, metric: Metric) -> bool {
+        self.metrics.get(&metric).is_none_or(|settings| settings.compare && !settings.dry_run)
+    }
+
     /// Whether the settings make sense.
     ///
     /// # Errors
