@@ -86,6 +86,16 @@ pub struct Analysis {
     inconclusive: Option<String>,
 }
 
+/// What a step waits for.
+struct Waited {
+    samples: u64,
+    /// Whether there were looks enough, and so many that more will not help.
+    seen: bool,
+    patient: bool,
+    /// Whether bounds have as many values as they need.
+    bounded: bool,
+}
+
 impl Analysis {
     /// Knows nothing yet. Functions that are not named here are left out of every look.
     pub fn new(settings: &AnalysisSettings, functions: &[String]) -> Analysis {
@@ -170,16 +180,23 @@ impl Analysis {
         };
         let looks = self.settings.min_looks;
         let (seen, patient) = (seen(looks), seen(looks.saturating_mul(PATIENCE)));
-        self.judge(self.candidate_samples(), min_samples, seen, patient)
+        let bounded =
+            waited_for.iter().all(|function| function.enough(&self.settings, |metric| !metric.is_shadow()));
+        let known = Waited { samples: self.candidate_samples(), seen, patient, bounded };
+        self.judge(known, min_samples)
     }
 
     /// What becomes of the candidate where this step needs `min_samples` shadowed calls that were compared.
     pub fn judged_by_shadow(&mut self, min_samples: u64) -> Judgement {
-        self.judge(self.shadow_samples(), min_samples, true, true)
+        // Nothing else can be known of a candidate that takes no calls beside them.
+        let waited_for = self.waited_for(|function| function.in_step.shadow.compared);
+        let bounded = waited_for.iter().all(|function| function.enough(&self.settings, Metric::is_shadow));
+        let known = Waited { samples: self.shadow_samples(), seen: true, patient: true, bounded };
+        self.judge(known, min_samples)
     }
 
-    /// `seen` is whether there were looks enough, and `patient` whether there were so many that more will not help.
-    fn judge(&mut self, samples: u64, min_samples: u64, seen: bool, patient: bool) -> Judgement {
+    fn judge(&mut self, known: Waited, min_samples: u64) -> Judgement {
+        let Waited { samples, seen, patient, bounded } = known;
         let all_seen = samples >= min_samples.max(1) && seen;
         if all_seen {
             // What no block has taken in yet must not be promoted past. How calls ended has no part in when that is, so
@@ -193,8 +210,7 @@ impl Analysis {
         if let Some(reason) = &self.inconclusive {
             return Judgement::Inconclusive { reason: reason.clone() };
         }
-        let enough = |function: &Watched| function.enough(&self.settings);
-        if !all_seen || !self.functions.values().all(enough) {
+        if !all_seen || !bounded {
             return Judgement::Going;
         }
         let doubted =

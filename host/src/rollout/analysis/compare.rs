@@ -65,9 +65,14 @@ impl Counts {
         sums.into_iter().for_each(|(sum, count)| *sum = sum.saturating_add(count));
     }
 
+    /// Calls that were not answered as asked.
+    pub(super) fn failed(&self) -> u64 {
+        self.requests.saturating_sub(self.success)
+    }
+
     fn bad(&self, metric: Metric) -> u64 {
         let bad = match metric {
-            Metric::SuccessRate => self.requests.saturating_sub(self.success),
+            Metric::SuccessRate => self.failed(),
             Metric::ErrorRate => self.errors.saturating_add(self.traps).saturating_add(self.limit_kills),
             Metric::TrapRate => self.traps,
             _ => self.limit_kills,

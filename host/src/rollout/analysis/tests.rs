@@ -330,13 +330,50 @@ fn what_cannot_be_measured_is_left_to_a_person() {
     let mut analysis = analysis(
         "min_samples = 1\nmin_looks = 1\n[metrics.memory]\nmax = 1e9\ncompare = false\nconsecutive_error_limit = 1",
     );
-    look(&mut analysis, tally(10, 0), tally(100, 0));
+    look(&mut analysis, tally(10, 0), tally(999, 0));
+    assert_eq!(analysis.judged(), Judgement::Going);
+    look(&mut analysis, tally(10, 0), tally(1, 0));
     assert_eq!(analysis.judged(), Judgement::Enough);
-    look(&mut analysis, tally(10, 0), tally(100, 0));
+    look(&mut analysis, tally(10, 0), tally(1000, 0));
     let Judgement::Inconclusive { reason } = analysis.judged() else { panic!("{:?}", analysis.judged()) };
     assert!(reason.contains("memory could not be measured 2 times in a row"), "{reason}");
     analysis.next_step();
-    look(&mut analysis, tally(10, 0), tally(100, 0));
+    look(&mut analysis, tally(10, 0), tally(1000, 0));
+    assert_eq!(analysis.judged(), Judgement::Enough);
+}
+
+#[test]
+fn steps_wait_for_the_bounds_that_can_be_measured_in_them() {
+    let mut analysis = analysis(
+        "min_samples = 100\nmin_looks = 1\nmetrics.latency_p99.max = 250.0\nmetrics.shadow_mismatch.max = 0.1",
+    );
+    let shadow = |compared: u64| {
+        let shadow = Some(ShadowCounts { compared, ..ShadowCounts::default() });
+        BTreeMap::from([("f".to_owned(), Arms { shadow, ..Arms::default() })])
+    };
+    analysis.look(&shadow(99));
+    assert_eq!(analysis.judged_by_shadow(10), Judgement::Going);
+    analysis.look(&shadow(1));
+    assert_eq!(analysis.judged_by_shadow(10), Judgement::Enough);
+    analysis.next_step();
+    // Kept answers have no time.
+    let kept = |requests: u64| Tally { latency: Histogram::new(), ..tally(requests, 0) };
+    look(&mut analysis, tally(100, 0), kept(100));
+    assert_eq!(analysis.judged(), Judgement::Going);
+    look(&mut analysis, tally(100, 0), tally(100, 0));
+    assert_eq!(analysis.judged(), Judgement::Enough);
+}
+
+#[test]
+fn bounds_of_functions_that_take_few_calls_are_not_waited_for() {
+    let settings = toml::from_str("min_samples = 100\nmin_looks = 1\nmetrics.error_rate.max = 0.1").unwrap();
+    let mut analysis = Analysis::new(&settings, &["often".to_owned(), "rare".to_owned()]);
+    let arms = |requests: u64| {
+        let tally = tally(requests, 0);
+        Arms { stable: tally.clone(), candidate: tally, shadow: None }
+    };
+    let names = [("often", 1000), ("rare", 10)];
+    analysis.look(&names.into_iter().map(|(name, requests)| (name.to_owned(), arms(requests))).collect());
     assert_eq!(analysis.judged(), Judgement::Enough);
 }
 
@@ -438,6 +475,8 @@ fn settings_that_make_no_sense_are_refused_with_what_to_write() {
     check("[metrics.success_rate]\nmin = 0.9\nfailure_min = 0.95", "above min 0.9");
     check("[metrics.error_rate]\nmax = 0.2\nfailure_max = 0.1", "below max 0.2");
     check("[metrics.error_rate]\nmin = 0.2\nmax = 0.1", "min 0.2 is above max 0.1");
+    check("metrics.drift = { max = 0.1, compare = false }", "bounds of drift need `compare`");
+    check("metrics.drift = { max = 0.1, dry_run = true }", "");
     check("metrics.drift.samples = 0", "samples and count must be at least 1");
     let settings: AnalysisSettings = toml::from_str("metrics.drift.dry_run = true").unwrap();
     let kept = serde_json::to_string(&settings).unwrap();

@@ -228,9 +228,9 @@ impl Watched {
         self.is_new || !compared || self.in_step.stable >= STABLE_CALLS.min(min_samples)
     }
 
-    /// Whether bounds have as many values in this step as they need.
-    pub(super) fn enough(&self, settings: &AnalysisSettings) -> bool {
-        self.bounds.iter().all(|(metric, bounds)| {
+    /// Whether the bounds of these metrics have as many values in this step as they need.
+    pub(super) fn enough(&self, settings: &AnalysisSettings, of: impl Fn(Metric) -> bool) -> bool {
+        self.bounds.iter().filter(|(metric, _)| of(**metric)).all(|(metric, bounds)| {
             let settings = settings.metric(*metric);
             settings.dry_run || bounds.enough(&settings)
         })
