@@ -33,11 +33,23 @@ const TAILS: [(&str, f64); 6] =
 const MEMORIES: [(&str, f64); 3] = [("50", 0.5), ("90", 0.9), ("99", 0.99)];
 const VALUES: [(&str, f64); 5] = [("10", 0.1), ("25", 0.25), ("50", 0.5), ("75", 0.75), ("90", 0.9)];
 
-/// The most classes of one output that are watched each by itself, and the smallest share of one; the others are put
-/// together into groups.
+/// The most classes that are watched each by itself where there is one output, and the smallest share of one; the others
+/// are put together into groups.
 const MOST_CLASSES: usize = 64;
 const LEAST_SHARE: f64 = 1e-3;
 const GROUPS: u16 = 16;
+
+/// The classes of an output that are watched each by itself, and the groups of the others, where there are so many
+/// outputs: each output has its part of the room, whatever the others take.
+fn places(outputs: usize) -> (usize, u16) {
+    match outputs.next_power_of_two() {
+        1 => (MOST_CLASSES, GROUPS),
+        2 => (MOST_CLASSES / 2, GROUPS),
+        4 => (MOST_CLASSES / 4, GROUPS / 2),
+        8 => (MOST_CLASSES / 8, GROUPS / 4),
+        _ => (MOST_CLASSES / 16, GROUPS / 8),
+    }
+}
 
 /// The metrics that are counts of calls.
 pub(super) const COUNTED: [Metric; 4] =
@@ -207,10 +219,13 @@ fn outputs<'a>(stable: &'a Tally, candidate: &'a Tally) -> BTreeSet<&'a str> {
 pub(super) fn of_drift(stable: &Tally, candidate: &Tally, held: &Evidence, tolerance: f64) -> Vec<Finding> {
     let nothing = Distribution::default();
     let mut findings = Vec::new();
-    for output in outputs(stable, candidate) {
+    let outputs = outputs(stable, candidate);
+    let earlier = held.parts().filter_map(|part| Some(part.split_once(':')?.1));
+    let places = places(outputs.iter().copied().chain(earlier).collect::<BTreeSet<_>>().len());
+    for output in outputs {
         let stable = stable.outputs.get(output).unwrap_or(&nothing);
         let candidate = candidate.outputs.get(output).unwrap_or(&nothing);
-        findings.extend(of_classes(output, stable, candidate, held, tolerance));
+        findings.extend(of_classes(output, stable, candidate, held, places, tolerance));
         findings.extend(of_values(output, &stable.values, &candidate.values, tolerance));
     }
     findings
@@ -221,6 +236,7 @@ fn of_classes(
     stable: &Distribution,
     candidate: &Distribution,
     held: &Evidence,
+    (most_classes, groups): (usize, u16),
     tolerance: f64,
 ) -> Vec<Finding> {
     let total = |of: &Distribution| of.classes.values().sum::<u64>();
@@ -242,7 +258,7 @@ fn of_classes(
         })
         .collect();
     frequent.sort_by_key(|(class, count)| (std::cmp::Reverse(*count), *class));
-    frequent.truncate(MOST_CLASSES.saturating_sub(alone.len()));
+    frequent.truncate(most_classes.saturating_sub(alone.len()));
     alone.extend(frequent.into_iter().map(|(class, _)| class));
     let share = |of: &Distribution, mine: &dyn Fn(u16) -> bool| -> u64 {
         of.classes.iter().filter(|(class, _)| mine(**class)).map(|(_, count)| *count).sum()
@@ -262,8 +278,8 @@ fn of_classes(
     };
     let mut findings: Vec<_> =
         alone.iter().map(|class| finding(format!("c{class}:{output}"), &|other| other == *class)).collect();
-    for group in 0..GROUPS {
-        let mine = |class: u16| class % GROUPS == group && !alone.contains(&class);
+    for group in 0..groups {
+        let mine = |class: u16| class % groups == group && !alone.contains(&class);
         if share(stable, &mine) + share(candidate, &mine) > 0 {
             findings.push(finding(format!("g{group}:{output}"), &mine));
         }

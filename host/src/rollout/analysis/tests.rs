@@ -409,6 +409,57 @@ fn drift_is_told_by_class_and_value() {
 }
 
 #[test]
+fn every_output_is_watched_however_many_there_are() {
+    let texts = |name: &str, first: u16| {
+        let classes = (0..50).map(|class| (HASHED + (first + class) % 64, 20)).collect();
+        let values = Histogram::from(vec![(signed_bucket(7.0), 1000)]);
+        (name.to_owned(), Distribution { finite: 1000, non_finite: 0, classes, values })
+    };
+    let names: Vec<_> = (0..16u8).map(|place| char::from(b'a' + place).to_string()).collect();
+    for outputs in [2, 4, 9, 16] {
+        let names = &names[..outputs];
+        let of = |last: u64| {
+            let mut all: BTreeMap<_, _> = names.iter().map(|name| texts(name, 0)).collect();
+            let values = Histogram::from(vec![(signed_bucket(last as f64), 1000)]);
+            all.insert(names[outputs - 1].clone(), Distribution { values, ..texts("", 0).1 });
+            Tally { outputs: all, ..tally(1000, 0) }
+        };
+        let mut analysis = analysis("");
+        let measurements = look(&mut analysis, of(7), of(30));
+        let found = measured(&measurements, Metric::Drift);
+        assert!(found.phase == "failed", "{outputs}: {}", found.text);
+        let parts = analysis.functions["f"].evidence[&Metric::Drift].parts().count();
+        assert!(parts <= 256, "{outputs}: {parts}");
+    }
+}
+
+#[test]
+fn a_class_that_only_a_late_candidate_answers_is_drift() {
+    let of = |classes: &[(u16, u64)]| {
+        let finite = classes.iter().map(|(_, count)| count).sum();
+        let output = Distribution {
+            finite,
+            non_finite: 0,
+            classes: classes.iter().copied().collect(),
+            values: Histogram::new(),
+        };
+        Tally { outputs: BTreeMap::from([("digit".to_owned(), output)]), ..tally(finite, 0) }
+    };
+    let mut analysis = analysis("");
+    // Every look brings a class that was not there before, to both.
+    for late in 0..30 {
+        let both = of(&[(1, 500), (2, 480), (100 + late, 20)]);
+        look(&mut analysis, both.clone(), both);
+    }
+    assert_eq!(analysis.judged(), Judgement::Enough);
+    let failed = (1..10).find(|_| {
+        look(&mut analysis, of(&[(1, 100), (2, 100)]), of(&[(1, 90), (2, 90), (777, 20)]));
+        matches!(analysis.judged(), Judgement::Failed { .. })
+    });
+    assert!(failed.is_some_and(|looks| looks <= 2), "{failed:?}");
+}
+
+#[test]
 fn a_host_that_restarts_goes_on_where_it_was() {
     let kinds = bad_kinds();
     for kind in [&kinds[1], &kinds[8], &kinds[18], &good_kinds()[1]] {
