@@ -356,7 +356,8 @@ impl Shadowed {
         mut held: Held,
         lot: u64,
     ) -> Option<Pending> {
-        let room = if bytes > MOST { Err(LeftOut::TooLarge) } else { held.hold(bytes).ok_or(LeftOut::QueueFull) };
+        let room =
+            if bytes > MOST { Err(LeftOut::TooLarge) } else { held.hold(bytes).ok_or(LeftOut::QueueFull) };
         if let Err(reason) = room {
             self.leave_out(reason);
             return None;

@@ -230,3 +230,21 @@ fn shown(parameters: &[(String, Parameter)]) -> Map<String, Value> {
     });
     shown.collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_who_was_kept_from_computing_is_starved() {
+        let check = |worked: u64, rested: u64, expected: bool| {
+            let [worked, rested] = [worked, rested].map(Duration::from_millis);
+            assert_eq!(starved(100, Pace { worked, rested }), expected, "{worked:?} {rested:?}");
+        };
+        check(0, 0, false);
+        check(100, 0, false);
+        check(100, 1900, false);
+        check(50, 10, false);
+        check(49, 10, true);
+    }
+}

@@ -124,7 +124,8 @@ impl Evidence {
             .map(|finding| (finding.part.clone(), finding.logs.len()))
             .collect();
         let is_first = self.parts.is_empty();
-        let alike = if growing { AT_ONCE } else { WHOLE } / u32::try_from(new.len()).unwrap_or(u32::MAX).max(1);
+        let given = if growing { AT_ONCE } else { WHOLE };
+        let alike = given / u32::try_from(new.len()).unwrap_or(u32::MAX).max(1);
         for (name, alternatives) in new {
             let share = if is_first { alike } else { self.late_share() };
             self.left -= share;

@@ -292,8 +292,9 @@ fn what_is_only_shown_decides_nothing_and_costs_the_others_nothing() {
 #[test]
 fn bounds_are_held_whatever_the_stable_revision_does() {
     let check = |settings: &str, bad: &[u64], expected: &str| {
-        let mut analysis =
-            analysis(&format!("min_samples = 100\nmin_looks = 1\nmetrics.error_rate.compare = false\n[metrics.success_rate]\ncompare = false\n{settings}"));
+        let mut analysis = analysis(&format!(
+            "min_samples = 100\nmin_looks = 1\nmetrics.error_rate.compare = false\n[metrics.success_rate]\ncompare = false\n{settings}"
+        ));
         let mut phase = String::new();
         for bad in bad {
             let measurements = look(&mut analysis, tally(100, 0), tally(100, *bad));

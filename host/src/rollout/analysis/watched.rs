@@ -216,7 +216,8 @@ impl Watched {
 
     /// Whether calls of both were looked at so often in this step that times could have shown, where they are compared.
     pub(super) fn seen(&self, settings: &AnalysisSettings, looks: u32) -> bool {
-        let compared = [Metric::LatencyP50, Metric::LatencyP99].into_iter().any(|metric| settings.compares(metric));
+        let compared =
+            [Metric::LatencyP50, Metric::LatencyP99].into_iter().any(|metric| settings.compares(metric));
         self.is_new || !compared || self.looks >= looks
     }
 

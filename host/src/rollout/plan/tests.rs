@@ -142,7 +142,9 @@ fn wrong_steps_are_refused_with_what_to_do() {
         "steps = [\n{ set_weight = 5 },\n{ set_weight = 10 }]",
         &["plan.toml:2: nothing happens at this weight", "plan.toml:3: nothing happens at this weight"],
     );
-    for before in ["", "{ set_weight = 0 }, ", "{ set_header_route = { header = \"x-tester\", value = \"yes\" } }, "] {
+    for before in
+        ["", "{ set_weight = 0 }, ", "{ set_header_route = { header = \"x-tester\", value = \"yes\" } }, "]
+    {
         let steps = format!("steps = [{before}{{ analysis = {{}} }}]");
         check(&steps, &["so that this step would wait in vain; put a `set_weight` above 0 before it"]);
     }
