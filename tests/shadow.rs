@@ -168,6 +168,33 @@ fn a_candidate_that_hangs_or_eats_memory_hurts_nobody() {
 }
 
 #[test]
+fn a_candidate_that_hangs_is_told_from_one_that_has_no_time_on_a_busy_host() {
+    run(async {
+        let apps =
+            app(&[function("/c", "digits", "candidate", ""), function("/t", "typed", "typed_misbehave", "")]);
+        let host = Arc::new(TestHost::of(apps).start().await);
+        let hang = candidate("WORK = \"1000000000000\"", "tool.tenon.limits.deadline_ms = 100");
+        let shadow = shadow(&host, &hang, json!({ "replay": 0.0 })).await;
+        // As many live calls as there are processors.
+        let live = (0..std::thread::available_parallelism().unwrap().get()).map(|_| {
+            let host = Arc::clone(&host);
+            let call = request(Method::POST, "/t", &[("content-type", "text/plain")], "sleep:5000");
+            tokio::spawn(async move { host.send(call).await.status })
+        });
+        let live: Vec<_> = live.collect();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        classify(&host, 1).await;
+        let asked = Instant::now();
+        let report = found(&shadow, 1).await;
+        assert_eq!(report.failures.get("deadline-exceeded"), Some(&1), "{report:?}");
+        assert!(asked.elapsed() > Duration::from_millis(500), "it did not rest: {:?}", asked.elapsed());
+        for call in live {
+            assert_eq!(call.await.unwrap(), StatusCode::OK);
+        }
+    });
+}
+
+#[test]
 fn a_revision_that_differs_from_itself_is_told_apart_from_one_that_is_different() {
     run(async {
         let host = TestHost::of(misbehave("")).start().await;

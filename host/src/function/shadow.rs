@@ -193,6 +193,42 @@ impl Side {
     }
 }
 
+/// Room for what is held, taken before it is. Given back when this is dropped.
+struct Held {
+    room: Arc<Semaphore>,
+    pages: Option<OwnedSemaphorePermit>,
+}
+
+impl Held {
+    fn new(room: &Arc<Semaphore>) -> Held {
+        Held { room: Arc::clone(room), pages: None }
+    }
+
+    /// Has it be room for so many bytes in all. `None` where there is not so much; it then has what it had.
+    fn hold(&mut self, bytes: usize) -> Option<()> {
+        let held = self.pages.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let more = u32::try_from(bytes.div_ceil(PAGE).saturating_sub(held)).ok()?;
+        if more > 0 {
+            self.add(Arc::clone(&self.room).try_acquire_many_owned(more).ok()?);
+        }
+        Some(())
+    }
+
+    fn add(&mut self, pages: OwnedSemaphorePermit) {
+        match &mut self.pages {
+            Some(held) => held.merge(pages),
+            None => self.pages = Some(pages),
+        }
+    }
+
+    /// Takes over what another has.
+    fn join(&mut self, other: &mut Held) {
+        if let Some(pages) = other.pages.take() {
+            self.add(pages);
+        }
+    }
+}
+
 /// A live call that was answered and waits to be given to the candidate.
 struct Job {
     shadowed: Arc<Shadowed>,
@@ -205,12 +241,21 @@ struct Job {
     /// Whether the stable revision gets it again, and before the candidate.
     replay: Option<bool>,
     bytes: usize,
-    _room: OwnedSemaphorePermit,
+    _room: Held,
 }
 
 enum Question {
     Tensors(Request),
     Http(http_call::Question),
+}
+
+impl Question {
+    /// Has it hold on to nothing but what it is charged for: inputs may be short parts of a long body.
+    fn own(&mut self) {
+        if let Question::Tensors(request) = self {
+            request.inputs.iter_mut().for_each(|(_, tensor)| *tensor = tensor.copied());
+        }
+    }
 }
 
 impl Slot {
@@ -284,7 +329,8 @@ impl Asked {
                 return None;
             }
         };
-        shadowed.pending(Question::Tensors(request), expected, bytes, lot)
+        let held = Held::new(&shadowed.bytes);
+        shadowed.pending(Question::Tensors(request), expected, bytes, held, lot)
     }
 }
 
@@ -307,21 +353,15 @@ impl Shadowed {
         question: Question,
         expected: Answer,
         bytes: usize,
+        mut held: Held,
         lot: u64,
     ) -> Option<Pending> {
-        let room = if bytes > MOST {
-            Err(LeftOut::TooLarge)
-        } else {
-            let pages = u32::try_from(bytes.div_ceil(PAGE)).unwrap_or(u32::MAX);
-            Arc::clone(&self.bytes).try_acquire_many_owned(pages).map_err(|_| LeftOut::QueueFull)
-        };
-        let room = match room {
-            Ok(room) => room,
-            Err(reason) => {
-                self.leave_out(reason);
-                return None;
-            }
-        };
+        let room =
+            if bytes > MOST { Err(LeftOut::TooLarge) } else { held.hold(bytes).ok_or(LeftOut::QueueFull) };
+        if let Err(reason) = room {
+            self.leave_out(reason);
+            return None;
+        }
         // Other bits than those that have drawn the call.
         let again = (lot >> 32) % u64::from(WHOLE) < u64::from(self.replay);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -334,7 +374,7 @@ impl Shadowed {
             request_id: None,
             replay: again.then_some(lot >> 63 == 1),
             bytes,
-            _room: room,
+            _room: held,
         };
         Some(Pending { job: Some(job), request_id: OnceLock::new() })
     }
@@ -358,9 +398,15 @@ impl Drop for Pending {
         let Some(mut job) = self.job.take() else { return };
         job.request_id = self.request_id.take();
         let shadowed = Arc::clone(&job.shadowed);
-        if let Err(mpsc::error::TrySendError::Full(_)) = shadowed.queue.try_send(job) {
-            shadowed.leave_out(LeftOut::QueueFull);
-        }
+        match shadowed.queue.try_reserve() {
+            Ok(place) => {
+                // Only now, so that no caller waits for it.
+                job.question.own();
+                place.send(job);
+            }
+            Err(mpsc::error::TrySendError::Full(())) => shadowed.leave_out(LeftOut::QueueFull),
+            Err(mpsc::error::TrySendError::Closed(())) => {}
+        };
     }
 }
 
@@ -380,6 +426,7 @@ impl Room {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tensor::{Datatype, Tensor};
 
     #[test]
     fn draws_are_fair_and_do_not_depend_on_each_other() {
@@ -391,6 +438,31 @@ mod tests {
         let half = quarter.filter(|lot| (lot >> 32) % u64::from(WHOLE) < 5000);
         let (first, second): (Vec<_>, Vec<_>) = half.partition(|lot| lot >> 63 == 1);
         assert!(first.len().abs_diff(6250) < 400 && second.len().abs_diff(6250) < 400, "{}", first.len());
+    }
+
+    #[test]
+    fn room_is_taken_before_it_is_needed_and_given_back() {
+        let room = Arc::new(Semaphore::new(4));
+        let (mut one, mut other) = (Held::new(&room), Held::new(&room));
+        assert!(one.hold(1).is_some() && one.hold(PAGE).is_some() && room.available_permits() == 3);
+        assert!(other.hold(2 * PAGE).is_some() && room.available_permits() == 1);
+        assert!(one.hold(3 * PAGE).is_none() && room.available_permits() == 1);
+        one.join(&mut other);
+        drop(other);
+        assert!(one.hold(4 * PAGE).is_some() && room.available_permits() == 0);
+        drop(one);
+        assert_eq!(room.available_permits(), 4);
+    }
+
+    #[test]
+    fn what_waits_holds_on_to_its_inputs_alone() {
+        let body = bytes::Bytes::from(vec![7; 1 << 20]);
+        let tensor = Tensor::new(Datatype::Uint8, vec![4], body.slice(8..12)).unwrap();
+        let request = Request { inputs: vec![("x".to_owned(), tensor)], ..Request::default() };
+        let mut question = Question::Tensors(request);
+        assert!(!body.is_unique());
+        question.own();
+        assert!(body.is_unique());
     }
 
     #[test]

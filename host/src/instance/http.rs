@@ -81,6 +81,30 @@ impl Program {
         (response, meter)
     }
 
+    /// Calls an HTTP function in a fresh instance, and has `read` take its answer, which counts where the guest does not
+    /// fail after it. The guest runs within this to its end: where it is polled less often, or dropped, so is the guest.
+    pub async fn answer<T, R: Future<Output = T>>(
+        self: &Arc<Self>,
+        request: http::Request<RequestBody>,
+        deadline: Deadline,
+        read: impl FnOnce(http::Response<ResponseBody>) -> R,
+    ) -> (Result<T, CallError>, Meter) {
+        let (head, answered) = oneshot::channel();
+        let (work, meter) = match self.work(request, deadline, head, &Broken::default()) {
+            Ok(work) => work,
+            Err(error) => return (Err(error), Meter::default()),
+        };
+        let reading = async {
+            match answered.await {
+                Ok(Ok(response)) => Ok(read(response).await),
+                Ok(Err(error)) => Err(error),
+                Err(_) => Err(never_answered()),
+            }
+        };
+        let (ended, answer) = tokio::join!(work, reading);
+        (ended.and(answer), meter)
+    }
+
     fn work(
         self: &Arc<Self>,
         request: http::Request<RequestBody>,

@@ -86,11 +86,31 @@ pub struct Analysis {
     inconclusive: Option<String>,
 }
 
+/// What a step waits for.
+struct Waited {
+    samples: u64,
+    /// Whether there were looks enough, and so many that more will not help.
+    seen: bool,
+    patient: bool,
+    /// Whether bounds have as many values as they need.
+    bounded: bool,
+}
+
 impl Analysis {
     /// Knows nothing yet. Functions that are not named here are left out of every look.
     pub fn new(settings: &AnalysisSettings, functions: &[String]) -> Analysis {
         let functions = functions.iter().map(|function| (function.clone(), Watched::default())).collect();
         Analysis { settings: settings.clone(), step: 0, functions, failed: None, inconclusive: None }
+    }
+
+    /// Says which functions the stable revision lacks. There is nothing to compare them with, so that they are judged by
+    /// themselves: by whether most of their calls fail.
+    pub fn lacked_by_stable(&mut self, functions: &[String]) {
+        for name in functions {
+            if let Some(function) = self.functions.get_mut(name) {
+                function.is_new = true;
+            }
+        }
     }
 
     /// Takes in what was counted since the last look, and answers what is known of every metric.
@@ -105,61 +125,92 @@ impl Analysis {
                 };
             }
         }
+        self.find_failed();
+        self.measurements()
+    }
+
+    /// What is known of every metric now.
+    pub fn measurements(&self) -> Vec<Measurement> {
         let needed = self.needed();
-        let mut measurements = Vec::new();
+        let of_function = |(name, function): (&String, &Watched)| {
+            Metric::ALL.map(|metric| function.measure(name, metric, &self.settings.metric(metric), needed))
+        };
+        self.functions.iter().flat_map(of_function).collect()
+    }
+
+    /// Notes the first metric whose evidence is as large as is needed.
+    fn find_failed(&mut self) {
+        if self.failed.is_some() {
+            return;
+        }
+        let needed = self.needed();
         for (name, function) in &self.functions {
-            for metric in Metric::ALL {
-                let settings = self.settings.metric(metric);
-                let measurement = function.measure(name, metric, &settings, needed);
-                let worse = settings.compare && !settings.dry_run && measurement.evidence >= needed;
-                if worse && self.failed.is_none() {
-                    self.failed = Some(format!("function `{name}`: {}", measurement.text));
-                }
-                measurements.push(measurement);
+            let worse = Metric::ALL.into_iter().find(|metric| {
+                self.settings.compares(*metric)
+                    && function.evidence(*metric, &self.settings.metric(*metric)) >= needed
+            });
+            if let Some(metric) = worse {
+                let found = function.measure(name, metric, &self.settings.metric(metric), needed);
+                self.failed = Some(format!("function `{name}`: {}", found.text));
+                return;
             }
         }
-        measurements
     }
 
     /// The evidence at which a metric has failed: what chance alone reaches with the probability that all metrics of
     /// all functions have each a part of.
     fn needed(&self) -> f64 {
-        let compared = Metric::ALL.iter().filter(|metric| {
-            let settings = self.settings.metric(**metric);
-            settings.compare && !settings.dry_run
-        });
+        let compared = Metric::ALL.iter().filter(|metric| self.settings.compares(**metric));
         (compared.count() * self.functions.len()).max(1) as f64 / self.settings.false_alarm
     }
 
     /// What becomes of the candidate where a step needs as many calls as the settings say.
-    pub fn judged(&self) -> Judgement {
+    pub fn judged(&mut self) -> Judgement {
         self.judged_at(self.settings.min_samples)
     }
 
     /// What becomes of the candidate where this step needs `min_samples` calls.
-    pub fn judged_at(&self, min_samples: u64) -> Judgement {
-        let looks = self.settings.min_looks;
+    pub fn judged_at(&mut self, min_samples: u64) -> Judgement {
         let waited_for = self.waited_for(|function| function.in_step.calls());
-        let seen = |looks: u32| waited_for.iter().all(|function| function.seen_times(&self.settings, looks));
-        let patient = seen(looks.saturating_mul(PATIENCE));
-        self.judge(self.candidate_samples(), min_samples, seen(looks), patient)
+        let seen = |looks: u32| {
+            let seen = |function: &&Watched| {
+                function.is_comparable(&self.settings, min_samples) && function.seen(&self.settings, looks)
+            };
+            waited_for.iter().all(seen)
+        };
+        let looks = self.settings.min_looks;
+        let (seen, patient) = (seen(looks), seen(looks.saturating_mul(PATIENCE)));
+        let bounded =
+            waited_for.iter().all(|function| function.enough(&self.settings, |metric| !metric.is_shadow()));
+        let known = Waited { samples: self.candidate_samples(), seen, patient, bounded };
+        self.judge(known, min_samples)
     }
 
     /// What becomes of the candidate where this step needs `min_samples` shadowed calls that were compared.
-    pub fn judged_by_shadow(&self, min_samples: u64) -> Judgement {
-        self.judge(self.shadow_samples(), min_samples, true, true)
+    pub fn judged_by_shadow(&mut self, min_samples: u64) -> Judgement {
+        // Nothing else can be known of a candidate that takes no calls beside them.
+        let waited_for = self.waited_for(|function| function.in_step.shadow.compared);
+        let bounded = waited_for.iter().all(|function| function.enough(&self.settings, Metric::is_shadow));
+        let known = Waited { samples: self.shadow_samples(), seen: true, patient: true, bounded };
+        self.judge(known, min_samples)
     }
 
-    /// `seen` is whether there were looks enough, and `patient` whether there were so many that more will not help.
-    fn judge(&self, samples: u64, min_samples: u64, seen: bool, patient: bool) -> Judgement {
+    fn judge(&mut self, known: Waited, min_samples: u64) -> Judgement {
+        let Waited { samples, seen, patient, bounded } = known;
+        let all_seen = samples >= min_samples.max(1) && seen;
+        if all_seen {
+            // What no block has taken in yet must not be promoted past. How calls ended has no part in when that is, so
+            // that these blocks are as fair as the others.
+            self.functions.values_mut().for_each(|function| function.close_open(&self.settings, self.step));
+            self.find_failed();
+        }
         if let Some(reason) = &self.failed {
             return Judgement::Failed { reason: reason.clone() };
         }
         if let Some(reason) = &self.inconclusive {
             return Judgement::Inconclusive { reason: reason.clone() };
         }
-        let enough = |function: &Watched| function.enough(&self.settings);
-        if samples < min_samples.max(1) || !seen || !self.functions.values().all(enough) {
+        if !all_seen || !bounded {
             return Judgement::Going;
         }
         let doubted =

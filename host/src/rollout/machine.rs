@@ -66,6 +66,9 @@ pub struct Rollout {
     pub changed_ms: u64,
     /// The functions that are judged.
     functions: Vec<String>,
+    /// Those of them that the stable revision lacks.
+    #[serde(default)]
+    new_functions: Vec<String>,
     /// How long this step has waited by itself.
     waited_ms: u64,
     /// Whether a person stopped it amid a step, which then goes on where it was.
@@ -141,6 +144,7 @@ impl Rollout {
             started_ms: now_ms,
             changed_ms: now_ms,
             functions: functions.to_owned(),
+            new_functions: Vec::new(),
             waited_ms: 0,
             stopped: false,
             held: false,
@@ -155,6 +159,13 @@ impl Rollout {
         }
         rollout.mark(now_ms, &changes);
         (rollout, changes)
+    }
+
+    /// Says which of the candidate's functions the stable revision lacks. To be called before the first tick: the others
+    /// are held against the stable revision's, and waited for until it answers some of their calls.
+    pub fn lacked_by_stable(&mut self, functions: &[String]) {
+        self.new_functions = functions.to_owned();
+        self.analysis.lacked_by_stable(functions);
     }
 
     /// Goes on where it can: by the time, or by what was counted since the last look.
@@ -172,7 +183,8 @@ impl Rollout {
                 if let Some(arms) = looked {
                     self.look(arms, now_ms);
                 }
-                self.judge(self.judgement(), &mut changes);
+                let judgement = self.judgement();
+                self.judge(judgement, &mut changes);
                 if self.goes_by_itself() {
                     self.wait(&mut changes);
                 }
@@ -434,12 +446,20 @@ impl Rollout {
     }
 
     /// What is known of the candidate, by what the step that it is at asks for.
-    fn judgement(&self) -> Judgement {
-        match self.plan.steps.get(self.step) {
-            Some(Step::Analysis(analysis)) => self.analysis.judged_at(self.samples_of(analysis)),
+    fn judgement(&mut self) -> Judgement {
+        let judgement = match self.plan.steps.get(self.step) {
+            Some(Step::Analysis(analysis)) => {
+                let samples = self.samples_of(analysis);
+                self.analysis.judged_at(samples)
+            }
             Some(Step::Shadow(shadow)) => self.analysis.judged_by_shadow(shadow.min_samples),
             _ => self.analysis.judged(),
+        };
+        // What is judged may have been known only now, and its numbers go with what follows from it.
+        if judgement != Judgement::Going && !self.measurements.is_empty() {
+            self.measurements = self.analysis.measurements();
         }
+        judgement
     }
 
     fn samples_of(&self, step: &AnalysisStep) -> u64 {
@@ -466,6 +486,7 @@ impl Rollout {
         if let Judgement::Failed { .. } = self.judgement() {
             changes.push(self.decided("overruled", words::OVERRULED.to_owned()));
             self.analysis = Analysis::new(&self.plan.analysis, &self.functions);
+            self.analysis.lacked_by_stable(&self.new_functions);
             self.measurements.clear();
         }
     }

@@ -285,19 +285,16 @@ fn objections(strategy: Strategy, steps: &[Step], routes: &[HeaderRoute]) -> Vec
             object(None, format!("`header_routes` has `{header}: {value}` twice; keep one of the two"));
         }
     }
-    objections.extend(objections_to_order(strategy, steps, routes));
+    objections.extend(objections_to_order(strategy, steps));
     objections
 }
 
 /// What does not fit together in the order of the steps.
-fn objections_to_order(
-    strategy: Strategy,
-    steps: &[Step],
-    routes: &[HeaderRoute],
-) -> Vec<(Option<usize>, String)> {
+fn objections_to_order(strategy: Strategy, steps: &[Step]) -> Vec<(Option<usize>, String)> {
     let mut objections = Vec::new();
     let mut object = |step: usize, text: String| objections.push((Some(step), text));
-    let mut reached = routes.iter().any(|route| route.revision == Side::Candidate);
+    // By its weight: calls of header routes are answered, and not counted.
+    let mut reached = false;
     let mut weight: Option<(usize, u16)> = None;
     let mut waited = true;
     for (index, step) in steps.iter().enumerate() {
@@ -322,10 +319,10 @@ fn objections_to_order(
                 reached |= *new > 0;
                 waited = false;
             }
-            Step::SetHeaderRoute(route) => reached |= route.revision == Side::Candidate,
+            Step::SetHeaderRoute(_) => {}
             Step::Analysis(_) if !reached => {
-                let text = "no traffic goes to the candidate here, so that this step would wait in vain; put a \
-                            `set_weight` before it";
+                let text = "no traffic goes to the candidate by its weight here, and what header routes send to it is \
+                            not counted, so that this step would wait in vain; put a `set_weight` above 0 before it";
                 object(index, text.to_owned());
                 waited = true;
             }

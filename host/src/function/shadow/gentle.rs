@@ -16,10 +16,15 @@ pub(super) const REST: u32 = 19;
 /// What is computed without a rest after it.
 const SHORT: Duration = Duration::from_micros(100);
 
-/// A future that is polled less often where the host is busy. A guest computes for a millisecond at most in one poll.
+/// A future that is polled less often where the host is busy, and given up once it has taken its time without that. A
+/// guest computes for a millisecond at most in one poll.
 pub(super) struct Gentle<F> {
     work: Pin<Box<F>>,
     functions: Arc<Functions>,
+    started: Instant,
+    /// What it may take, rests not counted.
+    limit: Duration,
+    end: Pin<Box<Sleep>>,
     rest: Option<(Instant, Pin<Box<Sleep>>)>,
     pace: Pace,
 }
@@ -33,14 +38,16 @@ pub(super) struct Pace {
 }
 
 impl<F: Future> Gentle<F> {
-    pub(super) fn new(work: F, functions: &Arc<Functions>) -> Gentle<F> {
+    pub(super) fn new(work: F, limit: Duration, functions: &Arc<Functions>) -> Gentle<F> {
         let (work, functions) = (Box::pin(work), Arc::clone(functions));
-        Gentle { work, functions, rest: None, pace: Pace::default() }
+        let (started, end) = (Instant::now(), Box::pin(tokio::time::sleep(limit)));
+        Gentle { work, functions, started, limit, end, rest: None, pace: Pace::default() }
     }
 }
 
 impl<F: Future> Future for Gentle<F> {
-    type Output = (F::Output, Pace);
+    /// Nothing of work that took too long.
+    type Output = (Option<F::Output>, Pace);
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
@@ -48,13 +55,17 @@ impl<F: Future> Future for Gentle<F> {
             ready!(rest.as_mut().poll(context));
             this.pace.rested += since.elapsed();
             this.rest = None;
+            this.end.as_mut().reset((this.started + this.limit + this.pace.rested).into());
         }
         let begun = Instant::now();
         let polled = this.work.as_mut().poll(context);
         let took = begun.elapsed();
         this.pace.worked += took;
         if let Poll::Ready(done) = polled {
-            return Poll::Ready((done, this.pace));
+            return Poll::Ready((Some(done), this.pace));
+        }
+        if this.end.as_mut().poll(context).is_ready() {
+            return Poll::Ready((None, this.pace));
         }
         if took >= SHORT && this.functions.strain() != Strain::Calm {
             let mut rest = Box::pin(tokio::time::sleep(took.saturating_mul(REST)));

@@ -7,9 +7,8 @@ use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Method, Request, Uri, request, response};
 use http_body_util::{BodyExt, Full};
-use tokio::sync::oneshot;
 
-use super::{CALL, Pending, Shadowed, Side, Slot};
+use super::{CALL, Held, Pending, Shadowed, Side, Slot};
 use crate::instance::http::{IsHttps, RequestBody, ResponseBody};
 use crate::instance::{Answered, CallError, Deadline};
 use crate::rollout::shadow::LeftOut;
@@ -39,7 +38,10 @@ struct Copied {
     parts: Vec<Bytes>,
     /// Short parts, after the others.
     tail: BytesMut,
-    room: usize,
+    /// The most bytes, those so far, and the room for them.
+    most: usize,
+    bytes: usize,
+    held: Held,
     state: State,
 }
 
@@ -48,34 +50,41 @@ enum State {
     Coming,
     Whole,
     TooLong,
+    NoRoom,
 }
 
 /// Shorter parts are copied, since they may hold on to far more; longer ones are handles.
 const SHORT: usize = 16 << 10;
 
 impl Copied {
-    fn new(room: usize) -> Copied {
-        Copied { parts: Vec::new(), tail: BytesMut::new(), room, state: State::Coming }
+    fn new(most: usize, held: Held) -> Copied {
+        Copied { parts: Vec::new(), tail: BytesMut::new(), most, bytes: 0, held, state: State::Coming }
     }
 
     fn add(&mut self, part: &Bytes) {
         if self.state != State::Coming || part.is_empty() {
             return;
         }
-        match self.room.checked_sub(part.len()) {
-            Some(left) => self.room = left,
-            None => {
-                (self.parts, self.tail) = (Vec::new(), BytesMut::new());
-                self.state = State::TooLong;
-                return;
-            }
+        let bytes = self.bytes + part.len();
+        if bytes > self.most {
+            return self.give_up(State::TooLong);
         }
+        if self.held.hold(bytes).is_none() {
+            return self.give_up(State::NoRoom);
+        }
+        self.bytes = bytes;
         if part.len() <= SHORT {
             self.tail.extend_from_slice(part);
             return;
         }
         self.end_tail();
         self.parts.push(part.clone());
+    }
+
+    fn give_up(&mut self, state: State) {
+        (self.parts, self.tail) = (Vec::new(), BytesMut::new());
+        self.held.pages = None;
+        self.state = state;
     }
 
     fn end_tail(&mut self) {
@@ -138,7 +147,7 @@ impl Slot {
             is_https: head.extensions.get::<IsHttps>().is_some(),
             body: Bytes::new(),
         };
-        let body = Arc::new(Mutex::new(Copied::new(most)));
+        let body = Arc::new(Mutex::new(Copied::new(most, Held::new(&shadowed.bytes))));
         Some(Asked { shadowed, lot, question, bytes, body })
     }
 }
@@ -166,7 +175,7 @@ impl Asked {
             self.failed();
             return None;
         }
-        let body = Copied::new(self.shadowed.most_of_body());
+        let body = Copied::new(self.shadowed.most_of_body(), Held::new(&self.shadowed.bytes));
         let media_type = media_type(&head.headers);
         Some(AnswerCopy { asked: self, status, media_type, body })
     }
@@ -200,14 +209,17 @@ impl AnswerCopy {
             State::Whole => {}
             State::Coming => return shadowed.leave_out(LeftOut::BodyNotRead),
             State::TooLong => return shadowed.leave_out(LeftOut::TooLarge),
+            State::NoRoom => return shadowed.leave_out(LeftOut::QueueFull),
         }
         question.body = asked.take();
+        self.body.held.join(&mut asked.held);
         drop(asked);
         let answer = self.body.take();
         let bytes = bytes + question.body.len() + answer.len();
         let id = question.headers.get(REQUEST_ID).cloned();
         let expected = Answer::Http { status: self.status, media_type: self.media_type, body: answer };
-        let pending = shadowed.pending(super::Question::Http(question), expected, bytes, lot);
+        let held = self.body.held;
+        let pending = shadowed.pending(super::Question::Http(question), expected, bytes, held, lot);
         identified(pending, id);
     }
 }
@@ -232,27 +244,14 @@ impl Question {
         if self.is_https {
             request.extensions_mut().insert(IsHttps);
         }
-        // What an instance used is known when it has ended.
-        let (ended, end) = oneshot::channel::<()>();
-        let (answered, meter) = side.program.handle(request, deadline, ended).await;
-        let answered = match answered {
-            Ok(response) => {
-                let (head, body) = response.into_parts();
-                let collecting = tokio::time::timeout_at(deadline.at.into(), collect(body, most));
-                match collecting.await {
-                    Ok(Ok(body)) => Ok(Answer::Http {
-                        status: head.status.as_u16(),
-                        media_type: media_type(&head.headers),
-                        body,
-                    }),
-                    Ok(Err(reason)) => Err(CallError::BadReply(reason)),
-                    Err(_) => Err(CallError::DeadlineExceeded(deadline.ms)),
-                }
-            }
-            Err(error) => Err(error),
+        let read = |response: http::Response<ResponseBody>| async move {
+            let (head, body) = response.into_parts();
+            let body = collect(body, most).await.map_err(CallError::BadReply)?;
+            let (status, media_type) = (head.status.as_u16(), media_type(&head.headers));
+            Ok(Answer::Http { status, media_type, body })
         };
-        let _ = tokio::time::timeout_at(deadline.at.into(), end).await;
-        (answered, meter.read())
+        let (answered, meter) = side.program.answer(request, deadline, read).await;
+        (answered.flatten(), meter.read())
     }
 
     pub(super) fn shown(&self) -> capture::Asked<'_> {
@@ -284,11 +283,15 @@ async fn collect(body: ResponseBody, most: usize) -> Result<Bytes, String> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::Semaphore;
+
     use super::*;
 
     #[test]
     fn bodies_are_copied_within_the_bound() {
-        let mut copied = Copied::new(100_000);
+        let room = Arc::new(Semaphore::new(24));
+        let new = |most: usize| Copied::new(most, Held::new(&room));
+        let mut copied = new(100_000);
         for _ in 0..10 {
             copied.add(&Bytes::from_static(b"0123456789"));
         }
@@ -299,7 +302,15 @@ mod tests {
         copied.end();
         let whole = copied.take();
         assert_eq!((whole.len(), &whole[..12]), (100 + SHORT + 1, &b"012345678901"[..]));
-        let mut copied = Copied::new(10);
+        drop(copied);
+        assert_eq!(room.available_permits(), 24);
+        let mut copied = new(100_000);
+        copied.add(&Bytes::from(vec![7; 20 * 4096]));
+        let mut other = new(100_000);
+        other.add(&Bytes::from(vec![7; 5 * 4096]));
+        assert!(other.state == State::NoRoom && room.available_permits() == 4, "no room for both");
+        drop((copied, other));
+        let mut copied = new(10);
         copied.add(&Bytes::from_static(b"0123456789"));
         copied.add(&Bytes::from_static(b"0"));
         copied.add(&Bytes::from_static(b"1"));

@@ -7,11 +7,12 @@ use serde_json::{Map, Value};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 
-use super::gentle::{Gentle, Pace};
+use super::gentle::{Gentle, Pace, REST};
 use super::{AGREED, FAILED, Job, MISMATCHED, Question, Side};
 use crate::function::{Functions, Strain};
 use crate::instance::typed::{Parameter, Reply};
 use crate::instance::{CallError, Deadline};
+use crate::nn::Usage;
 use crate::rollout::shadow::LeftOut;
 use crate::rollout::shadow::capture::Asked;
 use crate::rollout::shadow::compare::{Answer, Comparison};
@@ -25,6 +26,9 @@ const STALE: Duration = Duration::from_secs(10);
 
 /// How often is looked whether the host is busy.
 const LOOK: Duration = Duration::from_millis(5);
+
+/// How long a call may rest at most, all in all, so that its place is not taken for ever.
+const LONGEST_REST: Duration = Duration::from_secs(60);
 
 /// Answers of more bytes are compared where they hold up no async thread.
 const LONG: usize = 256 << 10;
@@ -102,7 +106,9 @@ async fn pressed(functions: &Functions) {
 async fn run(functions: &Arc<Functions>, side: &Side, job: &Job) -> Ran {
     let started = Instant::now();
     let ms = side.revision.deadline_ms;
-    let deadline = Deadline { at: started + Duration::from_millis(ms), ms };
+    let limit = Duration::from_millis(ms);
+    // Rests are not its own time, but they end as well.
+    let deadline = Deadline { at: started + limit + limit.saturating_mul(REST).min(LONGEST_REST), ms };
     let answering = async {
         match &job.question {
             Question::Tensors(request) => {
@@ -116,7 +122,9 @@ async fn run(functions: &Arc<Functions>, side: &Side, job: &Job) -> Ran {
         }
     };
     let ((answer, usage), pace) = tokio::select! {
-        done = Gentle::new(answering, functions) => done,
+        (done, pace) = Gentle::new(answering, limit, functions) => {
+            (done.unwrap_or_else(|| (Err(CallError::DeadlineExceeded(ms)), Usage::default())), pace)
+        }
         () = pressed(functions) => return Err(LeftOut::HostBusy),
     };
     let computing = pace.worked + usage.infer.saturating_sub(usage.queue);
@@ -133,6 +141,12 @@ async fn run(functions: &Arc<Functions>, side: &Side, job: &Job) -> Ran {
         fuel: usage.fuel,
     };
     Ok((answered(answer, pace)?, spent))
+}
+
+/// Whether it is the host that let a deadline pass, rests not counted: a busy one, where the revision computed for less
+/// than half of that and waited for models behind everybody else.
+fn starved(ms: u64, pace: Pace) -> bool {
+    !pace.rested.is_zero() && pace.worked.saturating_mul(2) < Duration::from_millis(ms)
 }
 
 /// An answer that its caller would get, were it a live call.
@@ -154,8 +168,7 @@ fn answered(answer: Result<Answer, CallError>, pace: Pace) -> Result<Answer, Lef
         CallError::Raised { code, status, .. } => {
             return Ok(Answer::Raised { code: code.clone(), status: *status });
         }
-        // It had to wait for live calls.
-        CallError::DeadlineExceeded(_) if !pace.rested.is_zero() => return Err(LeftOut::HostBusy),
+        CallError::DeadlineExceeded(ms) if starved(*ms, pace) => return Err(LeftOut::HostBusy),
         CallError::OverBudget(_) | CallError::Queue(_) => return Err(LeftOut::ModelsBusy),
         CallError::Start(_) => return Err(LeftOut::NotRun),
         CallError::DeadlineExceeded(_) => "deadline-exceeded",
@@ -216,4 +229,22 @@ fn shown(parameters: &[(String, Parameter)]) -> Map<String, Value> {
         (name.clone(), value)
     });
     shown.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_who_was_kept_from_computing_is_starved() {
+        let check = |worked: u64, rested: u64, expected: bool| {
+            let [worked, rested] = [worked, rested].map(Duration::from_millis);
+            assert_eq!(starved(100, Pace { worked, rested }), expected, "{worked:?} {rested:?}");
+        };
+        check(0, 0, false);
+        check(100, 0, false);
+        check(100, 1900, false);
+        check(50, 10, false);
+        check(49, 10, true);
+    }
 }

@@ -23,6 +23,9 @@ pub(super) struct Bounds {
     phase: Phase,
 }
 
+/// How many times the calls of a value are waited for where none of them tells anything.
+const IN_VAIN: u64 = 10;
+
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Window {
     counts: Counts,
@@ -75,7 +78,7 @@ impl Bounds {
         drift: Option<f64>,
     ) -> Option<Verdict> {
         self.window.add(candidate, shadow);
-        if self.window.calls(metric) < settings.samples.max(1) {
+        if !self.window.is_full(metric, settings.samples.max(1), drift.is_some()) {
             return None;
         }
         let window = std::mem::take(&mut self.window);
@@ -158,10 +161,23 @@ impl Window {
         }
     }
 
-    /// The calls that a value of this metric is taken from.
-    fn calls(&self, metric: Metric) -> u64 {
+    /// Whether a value is taken now: of so many calls, or of many more where none of them is one that it can be taken
+    /// from.
+    fn is_full(&self, metric: Metric, samples: u64, drifts: bool) -> bool {
+        let calls = self.calls(metric, drifts);
+        calls >= samples || calls == 0 && self.counts.requests >= samples.saturating_mul(IN_VAIN)
+    }
+
+    /// The calls that a value of this metric is taken from. Answers that were kept from other calls have no time.
+    fn calls(&self, metric: Metric, drifts: bool) -> u64 {
         match metric {
             Metric::ShadowMismatch => self.shadow.compared,
+            Metric::LatencyP50 | Metric::LatencyP99 => {
+                self.counts.failed().saturating_add(self.tally.latency.total())
+            }
+            Metric::Memory => self.tally.memory.total(),
+            // Of which nothing is known before its first block has ended.
+            Metric::Drift if !drifts => 0,
             _ => self.counts.requests,
         }
     }

@@ -23,17 +23,33 @@ const OTHER_SHARES: [f64; 3] = [1.5, 4.0, 30.0];
 /// Rates of shadowed calls that are answered otherwise, beyond what is tolerated: shares of what is left to 1.
 const WORSE_SHADOWS: [f64; 4] = [0.02, 0.06, 0.2, 0.6];
 
+/// The share of calls that may fail where there is no stable revision to say how many do, and beyond it as above.
+pub(super) const MOST_ERRORS: f64 = 0.5;
+const WORSE_ERRORS: [f64; 3] = [0.2, 0.6, 0.95];
+
 /// Where the slowest are cut off: which of them tells most depends on how the candidate is slow.
 const TAILS: [(&str, f64); 6] =
     [("95", 0.95), ("98", 0.98), ("99", 0.99), ("99.5", 0.995), ("99.8", 0.998), ("99.9", 0.999)];
 const MEMORIES: [(&str, f64); 3] = [("50", 0.5), ("90", 0.9), ("99", 0.99)];
 const VALUES: [(&str, f64); 5] = [("10", 0.1), ("25", 0.25), ("50", 0.5), ("75", 0.75), ("90", 0.9)];
 
-/// The most classes of one output that are watched each by itself, and the smallest share of one; the others are put
-/// together into groups.
+/// The most classes that are watched each by itself where there is one output, and the smallest share of one; the others
+/// are put together into groups.
 const MOST_CLASSES: usize = 64;
 const LEAST_SHARE: f64 = 1e-3;
 const GROUPS: u16 = 16;
+
+/// The classes of an output that are watched each by itself, and the groups of the others, where there are so many
+/// outputs: each output has its part of the room, whatever the others take.
+fn places(outputs: usize) -> (usize, u16) {
+    match outputs.next_power_of_two() {
+        1 => (MOST_CLASSES, GROUPS),
+        2 => (MOST_CLASSES / 2, GROUPS),
+        4 => (MOST_CLASSES / 4, GROUPS / 2),
+        8 => (MOST_CLASSES / 8, GROUPS / 4),
+        _ => (MOST_CLASSES / 16, GROUPS / 8),
+    }
+}
 
 /// The metrics that are counts of calls.
 pub(super) const COUNTED: [Metric; 4] =
@@ -61,9 +77,14 @@ impl Counts {
         sums.into_iter().for_each(|(sum, count)| *sum = sum.saturating_add(count));
     }
 
+    /// Calls that were not answered as asked.
+    pub(super) fn failed(&self) -> u64 {
+        self.requests.saturating_sub(self.success)
+    }
+
     fn bad(&self, metric: Metric) -> u64 {
         let bad = match metric {
-            Metric::SuccessRate => self.requests.saturating_sub(self.success),
+            Metric::SuccessRate => self.failed(),
             Metric::ErrorRate => self.errors.saturating_add(self.traps).saturating_add(self.limit_kills),
             Metric::TrapRate => self.traps,
             _ => self.limit_kills,
@@ -90,6 +111,11 @@ pub(super) fn of_counts(metric: Metric, stable: &Counts, candidate: &Counts, tol
         stable_bad: stable.bad(metric),
     };
     vec![Finding::of(String::new(), table, &worse(tolerance, &WORSE_RATES))]
+}
+
+/// Calls of a function that the stable revision lacks: whether more of them fail than are ever tolerated.
+pub(super) fn of_errors_alone(candidate: &Counts) -> Vec<Finding> {
+    of_share("alone", candidate.requests, candidate.bad(Metric::ErrorRate), MOST_ERRORS, &WORSE_ERRORS)
 }
 
 fn worse(tolerance: f64, factors: &[f64]) -> Vec<(f64, f64)> {
@@ -193,10 +219,13 @@ fn outputs<'a>(stable: &'a Tally, candidate: &'a Tally) -> BTreeSet<&'a str> {
 pub(super) fn of_drift(stable: &Tally, candidate: &Tally, held: &Evidence, tolerance: f64) -> Vec<Finding> {
     let nothing = Distribution::default();
     let mut findings = Vec::new();
-    for output in outputs(stable, candidate) {
+    let outputs = outputs(stable, candidate);
+    let earlier = held.parts().filter_map(|part| Some(part.split_once(':')?.1));
+    let places = places(outputs.iter().copied().chain(earlier).collect::<BTreeSet<_>>().len());
+    for output in outputs {
         let stable = stable.outputs.get(output).unwrap_or(&nothing);
         let candidate = candidate.outputs.get(output).unwrap_or(&nothing);
-        findings.extend(of_classes(output, stable, candidate, held, tolerance));
+        findings.extend(of_classes(output, stable, candidate, held, places, tolerance));
         findings.extend(of_values(output, &stable.values, &candidate.values, tolerance));
     }
     findings
@@ -207,6 +236,7 @@ fn of_classes(
     stable: &Distribution,
     candidate: &Distribution,
     held: &Evidence,
+    (most_classes, groups): (usize, u16),
     tolerance: f64,
 ) -> Vec<Finding> {
     let total = |of: &Distribution| of.classes.values().sum::<u64>();
@@ -228,7 +258,7 @@ fn of_classes(
         })
         .collect();
     frequent.sort_by_key(|(class, count)| (std::cmp::Reverse(*count), *class));
-    frequent.truncate(MOST_CLASSES.saturating_sub(alone.len()));
+    frequent.truncate(most_classes.saturating_sub(alone.len()));
     alone.extend(frequent.into_iter().map(|(class, _)| class));
     let share = |of: &Distribution, mine: &dyn Fn(u16) -> bool| -> u64 {
         of.classes.iter().filter(|(class, _)| mine(**class)).map(|(_, count)| *count).sum()
@@ -248,8 +278,8 @@ fn of_classes(
     };
     let mut findings: Vec<_> =
         alone.iter().map(|class| finding(format!("c{class}:{output}"), &|other| other == *class)).collect();
-    for group in 0..GROUPS {
-        let mine = |class: u16| class % GROUPS == group && !alone.contains(&class);
+    for group in 0..groups {
+        let mine = |class: u16| class % groups == group && !alone.contains(&class);
         if share(stable, &mine) + share(candidate, &mine) > 0 {
             findings.push(finding(format!("g{group}:{output}"), &mine));
         }
@@ -297,11 +327,16 @@ pub(super) fn of_shadow(counts: &ShadowCounts, tolerance: f64) -> Vec<Finding> {
 }
 
 /// The same against a share that is tolerated whatever the stable revision does.
-pub(super) fn of_shadow_alone(part: &str, calls: u64, bad: u64, tolerated: f64) -> Vec<Finding> {
+pub(super) fn of_shadow_alone(calls: u64, bad: u64, tolerated: f64) -> Vec<Finding> {
+    of_share("", calls, bad, tolerated, &WORSE_SHADOWS)
+}
+
+/// Calls of the candidate alone, of which a share is tolerated. The alternatives are shares of what is left to 1.
+fn of_share(part: &str, calls: u64, bad: u64, tolerated: f64, alternatives: &[f64]) -> Vec<Finding> {
     let bad = bad.min(calls);
     let table = Table { candidate: calls, candidate_bad: bad, stable: 0, stable_bad: 0 };
     let (bad, good) = (bad as f64, (calls - bad) as f64);
-    let logs = WORSE_SHADOWS.iter().map(|share| {
+    let logs = alternatives.iter().map(|share| {
         let other = tolerated + (1.0 - tolerated) * share;
         let (of_bad, of_good) = (other.ln() - tolerated.ln(), (-other).ln_1p() - (-tolerated).ln_1p());
         if calls == 0 { 0.0 } else { bad * of_bad + good * of_good }

@@ -13,8 +13,13 @@ use super::odds::Table;
 const UNIT: f64 = 1e-4;
 /// Shares of the evidence are kept in millionths.
 const WHOLE: u32 = 1_000_000;
-/// The most parts that one metric is watched by.
-const MOST_PARTS: usize = 256;
+/// The most parts that one metric is watched by: more than the outputs of a function ever have together.
+const MOST_PARTS: usize = 512;
+/// Of what is divided among parts: what those have that are there from the beginning, where others may come.
+const AT_ONCE: u32 = WHOLE / 4 * 3;
+/// Of those that come later, the `n`th has a share of 1 / ((n + 31) (n + 32)), as it were: all of them together have no
+/// more than what is left, and the hundredth has a tenth of the first one's.
+const LATE: u64 = 32;
 
 /// Of the capital of a part: what is bet from the beginning, and what each later beginning may take of the rest, so that
 /// a candidate that turns bad later is found out as well, whatever spoke for it before.
@@ -108,8 +113,8 @@ impl Evidence {
         Evidence { left: WHOLE, parts: BTreeMap::new() }
     }
 
-    /// Takes in what a block says. Parts that were not there before share what is left; where `growing`, they leave
-    /// something to those that come later.
+    /// Takes in what a block says. The first parts share what there is alike; where `growing`, they leave something to
+    /// those that come later, however many they are.
     pub(super) fn add(&mut self, findings: &[Finding], step: u32, growing: bool) {
         let room = MOST_PARTS.saturating_sub(self.parts.len());
         let new: Vec<_> = findings
@@ -118,17 +123,25 @@ impl Evidence {
             .take(room)
             .map(|finding| (finding.part.clone(), finding.logs.len()))
             .collect();
-        if let Ok(count @ 1..) = u32::try_from(new.len()) {
-            let given = if growing { self.left / 5 * 4 } else { self.left };
-            self.left -= given / count * count;
-            let part = |alternatives| Part::new(given / count, step, alternatives);
-            self.parts.extend(new.into_iter().map(|(name, alternatives)| (name, part(alternatives))));
+        let is_first = self.parts.is_empty();
+        let given = if growing { AT_ONCE } else { WHOLE };
+        let alike = given / u32::try_from(new.len()).unwrap_or(u32::MAX).max(1);
+        for (name, alternatives) in new {
+            let share = if is_first { alike } else { self.late_share() };
+            self.left -= share;
+            self.parts.insert(name, Part::new(share, step, alternatives));
         }
         for finding in findings {
             if let Some(part) = self.parts.get_mut(&finding.part) {
                 part.add(finding, step);
             }
         }
+    }
+
+    /// What the next part has that comes late. How many there were before, what is left of it tells.
+    fn late_share(&self) -> u32 {
+        let (left, reserve) = (u64::from(self.left), u64::from(WHOLE - AT_ONCE));
+        u32::try_from(left * left / (LATE * reserve + left).max(1)).unwrap_or_default()
     }
 
     pub(super) fn parts(&self) -> impl Iterator<Item = &str> {
@@ -270,6 +283,25 @@ mod tests {
         let mean = sum / RUNS as f64;
         assert!((0.95..1.05).contains(&mean), "{mean}");
         assert!(ever * 10 <= RUNS, "{ever} of {RUNS} come to 10");
+    }
+
+    #[test]
+    fn parts_that_come_late_have_a_share_that_tells() {
+        let mut evidence = Evidence::new();
+        let finding = |part: u32| Finding::of(part.to_string(), Table::default(), &RATIOS);
+        let first: Vec<_> = (0..20).map(finding).collect();
+        evidence.add(&first, 0, true);
+        // One by one, or many at a time.
+        (20..120).for_each(|part| evidence.add(&[finding(part)], 0, true));
+        evidence.add(&(120..220).map(finding).collect::<Vec<_>>(), 0, true);
+        let share = |part: u32| evidence.parts[&part.to_string()].share;
+        assert_eq!((share(0), share(20)), (AT_ONCE / 20, 7575));
+        assert!(share(119) > 400 && share(219) > 100, "{} {}", share(119), share(219));
+        let given: u32 = evidence.parts.values().map(|part| part.share).sum();
+        assert_eq!(given + evidence.left, WHOLE);
+        (220..600).for_each(|part| evidence.add(&[finding(part)], 0, true));
+        assert_eq!(evidence.parts.len(), MOST_PARTS);
+        assert!(evidence.left > 0);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::telemetry::observations::Histogram;
 
 use super::Measurement;
 use super::bounds::{Bounds, Phase, milliseconds, upper_edge};
-use super::compare::{Known, describe, percent};
+use super::compare::{Known, MOST_ERRORS, describe, percent};
 use super::settings::{Metric, MetricSettings};
 use super::watched::{Watched, doubt};
 
@@ -99,6 +99,12 @@ impl Watched {
         let tolerance = settings.tolerance_of(metric);
         let (stable, candidate) = match (stable, candidate) {
             (Some(stable), Some(candidate)) => (stable, candidate),
+            (None, Some(candidate)) if self.is_new && metric == Metric::ErrorRate => {
+                let (failed, most) = (value(metric, candidate), percent(MOST_ERRORS));
+                return format!(
+                    "{metric}: {failed}, of a function that the stable revision lacks, and {most} is tolerated"
+                );
+            }
             (None, Some(candidate)) => {
                 return format!("{metric}: {}, and nothing to compare it with yet", value(metric, candidate));
             }

@@ -79,6 +79,11 @@ impl Metric {
         }
     }
 
+    /// Whether it is known of shadowed calls, and of no others.
+    pub(super) fn is_shadow(self) -> bool {
+        self == Metric::ShadowMismatch
+    }
+
     /// What a value is counted in.
     fn is_share(self) -> bool {
         self.default_min_difference().is_some()
@@ -199,6 +204,11 @@ impl AnalysisSettings {
         self.metrics.get(&metric).cloned().unwrap_or_default()
     }
 
+    /// Whether a metric is compared with the stable revision's and decides.
+    pub(super) fn compares(&self, metric: Metric) -> bool {
+        self.metrics.get(&metric).is_none_or(|settings| settings.compare && !settings.dry_run)
+    }
+
     /// Whether the settings make sense.
     ///
     /// # Errors
@@ -265,6 +275,11 @@ impl MetricSettings {
             if let Some(bound) = bound {
                 in_range(name, bound, 0.0, most)?;
             }
+        }
+        if metric == Metric::Drift && !self.compare && self.has_bounds() {
+            return Err("bounds of drift need `compare`, for it is measured against the stable revision; say `tolerance` \
+                        and leave `compare` out, or leave the bounds out"
+                .into());
         }
         match (self.min, self.max) {
             (Some(min), Some(max)) if min > max => return Err(format!("min {min} is above max {max}")),

@@ -30,8 +30,10 @@ pub(super) struct Watched {
     pub(super) in_all: Samples,
     /// Since the beginning of the rollout, by how they ended: of the stable revision, and of the candidate.
     pub(super) ended: [Counts; 2],
-    /// Looks in this step at which there were times of both.
-    looks_at_times: u32,
+    /// Whether the stable revision lacks the function.
+    pub(super) is_new: bool,
+    /// Looks in this step at which there were calls of both.
+    looks: u32,
     /// What no block has taken in yet.
     counts: [Counts; 2],
     shadow: ShadowCounts,
@@ -65,6 +67,10 @@ impl Samples {
     }
 }
 
+/// Calls of the stable revision that a step takes at least, unless the candidate's own are fewer: without any, a
+/// candidate that always fails could not be told from a caller that always asks wrongly.
+const STABLE_CALLS: u64 = 10;
+
 /// What evidence is shown as at most: more says no more, and JSON has no infinity.
 const LARGEST: f64 = 1e300;
 
@@ -77,8 +83,9 @@ impl Watched {
     /// Takes in what was counted, and answers what follows from bounds.
     pub(super) fn look(&mut self, settings: &AnalysisSettings, step: u32, arms: &Arms) -> Vec<Verdict> {
         self.in_step.add(arms);
-        let times_of_both = !arms.candidate.latency.is_empty() && !arms.stable.latency.is_empty();
-        self.looks_at_times = self.looks_at_times.saturating_add(u32::from(times_of_both));
+        // Not: times of both. A step must not be over sooner because there are none, where every call fails.
+        let both = arms.candidate.requests > 0 && arms.stable.requests > 0;
+        self.looks = self.looks.saturating_add(u32::from(both));
         self.in_all.add(arms);
         for (held, tally) in [(0, &arms.stable), (1, &arms.candidate)] {
             self.counts[held].add(tally);
@@ -104,12 +111,17 @@ impl Watched {
 
     pub(super) fn next_step(&mut self, settings: &AnalysisSettings, step: u32) {
         // Weights differ from now on, and calls of different weights never meet in one block.
-        self.close_blocks(settings, step, 1, 1);
+        self.close_open(settings, step);
         self.in_step = Samples::default();
-        self.looks_at_times = 0;
+        self.looks = 0;
         self.latency = Known::default();
         self.memory = Known::default();
         self.bounds.values_mut().for_each(Bounds::next_step);
+    }
+
+    /// Ends the blocks that calls are still gathered for.
+    pub(super) fn close_open(&mut self, settings: &AnalysisSettings, step: u32) {
+        self.close_blocks(settings, step, 1, 1);
     }
 
     fn close_blocks(&mut self, settings: &AnalysisSettings, step: u32, block: u64, large_block: u64) {
@@ -117,7 +129,10 @@ impl Watched {
             let [stable, candidate] = std::mem::take(&mut self.counts);
             for metric in COUNTED {
                 let tolerance = settings.metric(metric).tolerance_of(metric);
-                let findings = compare::of_counts(metric, &stable, &candidate, tolerance);
+                let findings = match metric {
+                    Metric::ErrorRate if self.is_new => compare::of_errors_alone(&candidate),
+                    _ => compare::of_counts(metric, &stable, &candidate, tolerance),
+                };
                 self.add(settings, metric, &findings, step, false);
             }
         }
@@ -160,7 +175,7 @@ impl Watched {
         self.add(settings, metric, &findings, step, false);
         if of_metric.compare {
             let tolerated = of_metric.min_difference_of(metric);
-            let findings = compare::of_shadow_alone("", shadow.compared, shadow.mismatched, tolerated);
+            let findings = compare::of_shadow_alone(shadow.compared, shadow.mismatched, tolerated);
             self.shadow_alone.get_or_insert_with(Evidence::new).add(&findings, step, false);
         }
     }
@@ -199,16 +214,24 @@ impl Watched {
         Some((stable - candidate).abs())
     }
 
-    /// Whether times were looked at so often in this step that they could have shown, where there are any to compare.
-    pub(super) fn seen_times(&self, settings: &AnalysisSettings, looks: u32) -> bool {
-        let times = [Metric::LatencyP50, Metric::LatencyP99].map(|metric| settings.metric(metric));
-        let compared = times.iter().any(|times| times.compare && !times.dry_run);
-        !compared || self.looks_at_times == 0 || self.looks_at_times >= looks
+    /// Whether calls of both were looked at so often in this step that times could have shown, where they are compared.
+    pub(super) fn seen(&self, settings: &AnalysisSettings, looks: u32) -> bool {
+        let compared =
+            [Metric::LatencyP50, Metric::LatencyP99].into_iter().any(|metric| settings.compares(metric));
+        self.is_new || !compared || self.looks >= looks
     }
 
-    /// Whether bounds have as many values in this step as they need.
-    pub(super) fn enough(&self, settings: &AnalysisSettings) -> bool {
-        self.bounds.iter().all(|(metric, bounds)| {
+    /// Whether the stable revision has answered so many calls in this step that the candidate's can be held against them,
+    /// where anything is.
+    pub(super) fn is_comparable(&self, settings: &AnalysisSettings, min_samples: u64) -> bool {
+        let of_live_calls = |metric: &Metric| *metric != Metric::ShadowMismatch && settings.compares(*metric);
+        let compared = Metric::ALL.iter().any(of_live_calls);
+        self.is_new || !compared || self.in_step.stable >= STABLE_CALLS.min(min_samples)
+    }
+
+    /// Whether the bounds of these metrics have as many values in this step as they need.
+    pub(super) fn enough(&self, settings: &AnalysisSettings, of: impl Fn(Metric) -> bool) -> bool {
+        self.bounds.iter().filter(|(metric, _)| of(**metric)).all(|(metric, bounds)| {
             let settings = settings.metric(*metric);
             settings.dry_run || bounds.enough(&settings)
         })
@@ -217,8 +240,7 @@ impl Watched {
     /// A metric that something speaks against.
     pub(super) fn doubted(&self, settings: &AnalysisSettings, needed: f64) -> Option<Metric> {
         Metric::ALL.into_iter().find(|metric| {
-            let of_metric = settings.metric(*metric);
-            of_metric.compare && !of_metric.dry_run && self.evidence(*metric, &of_metric) >= doubt(needed)
+            settings.compares(*metric) && self.evidence(*metric, &settings.metric(*metric)) >= doubt(needed)
         })
     }
 }

@@ -78,7 +78,8 @@ fn good(calls: u64) -> Arms {
 }
 
 fn plan(strategy: Strategy, steps: Vec<Step>) -> Plan {
-    let plan = Plan { steps, ..Plan::of(strategy) };
+    let mut plan = Plan { steps, ..Plan::of(strategy) };
+    plan.analysis.min_looks = 1;
     plan.check().unwrap();
     plan
 }
@@ -225,6 +226,24 @@ fn a_candidate_that_traps_is_rolled_back_with_the_numbers_in_the_history() {
     let failed = measurements.iter().find(|found| found["phase"] == "failed").unwrap();
     assert!(failed["evidence"].as_f64().unwrap() >= failed["needed"].as_f64().unwrap(), "{failed}");
     case.is(Aborting, 1, 0, &[]);
+}
+
+#[test]
+fn a_candidate_that_always_traps_is_rolled_back_however_few_calls_its_step_takes() {
+    let mut plan = plan(Strategy::Canary, vec![Step::SetWeight(5000), analysis(15, 600)]);
+    plan.analysis.min_looks = 5;
+    let mut case = Case::start(plan);
+    case.changes.clear();
+    for calls in [3, 3, 3, 3, 3] {
+        let mut arms = good(calls);
+        arms.candidate = Tally { requests: calls, traps: calls, ..Tally::default() };
+        case.now_ms += SECOND;
+        let arms = BTreeMap::from([(FUNCTION.to_owned(), arms)]);
+        case.changes.extend(case.rollout.tick(case.now_ms, Some(&arms)));
+    }
+    let measurements = case.changes[0].details["measurements"].as_array().unwrap();
+    assert!(measurements.iter().any(|found| found["phase"] == "failed"), "{measurements:?}");
+    case.is(Aborting, 1, 0, &["aborting"]);
 }
 
 #[test]

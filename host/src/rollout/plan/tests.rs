@@ -142,7 +142,12 @@ fn wrong_steps_are_refused_with_what_to_do() {
         "steps = [\n{ set_weight = 5 },\n{ set_weight = 10 }]",
         &["plan.toml:2: nothing happens at this weight", "plan.toml:3: nothing happens at this weight"],
     );
-    check("steps = [{ analysis = {} }]", &["no traffic goes to the candidate here"]);
+    for before in
+        ["", "{ set_weight = 0 }, ", "{ set_header_route = { header = \"x-tester\", value = \"yes\" } }, "]
+    {
+        let steps = format!("steps = [{before}{{ analysis = {{}} }}]");
+        check(&steps, &["so that this step would wait in vain; put a `set_weight` above 0 before it"]);
+    }
     check(
         "steps = [{ pause = { duration_s = 0 } }]",
         &["`steps.pause.duration_s` must be a whole number from 1 to 2592000 seconds"],
