@@ -241,10 +241,25 @@ impl Analysis {
 
     /// The functions that take a quarter of an equal share of the app's calls, or more.
     fn waited_for(&self, calls: impl Fn(&Watched) -> u64) -> Vec<&Watched> {
+        let fair = self.fair(&calls);
+        self.functions.values().filter(|function| calls(function) >= fair).collect()
+    }
+
+    fn fair(&self, calls: impl Fn(&Watched) -> u64) -> u64 {
         let total =
             self.functions.values().fold(0u64, |total, function| total.saturating_add(calls(function)));
-        let fair = total / (4 * self.functions.len().max(1) as u64);
-        self.functions.values().filter(|function| calls(function) >= fair).collect()
+        total / (4 * self.functions.len().max(1) as u64)
+    }
+
+    /// What this step of `min_samples` calls lacks beside them, in words, where that can be told.
+    pub fn lacks(&self, min_samples: u64) -> Option<String> {
+        let calls = |function: &Watched| function.in_step.calls();
+        let fair = self.fair(calls);
+        let mut waited_for = self.functions.iter().filter(|(_, function)| calls(function) >= fair);
+        waited_for.find_map(|(name, function)| {
+            let lacks = function.lacks(&self.settings, min_samples)?;
+            Some(format!("of `{name}`, {lacks}"))
+        })
     }
 
     /// Begins a step with other weights: samples are counted anew, the evidence stays.

@@ -229,6 +229,25 @@ impl Watched {
         self.is_new || !compared || self.in_step.stable >= STABLE_CALLS.min(min_samples)
     }
 
+    /// What a step lacks of this function beside calls of the candidate.
+    pub(super) fn lacks(&self, settings: &AnalysisSettings, min_samples: u64) -> Option<String> {
+        if !self.is_comparable(settings, min_samples) {
+            return Some(format!(
+                "the stable revision has answered {} of the {} calls that it takes to compare the two: see how calls are \
+                 divided, by `sticky` above all",
+                self.in_step.stable,
+                STABLE_CALLS.min(min_samples)
+            ));
+        }
+        if !self.seen(settings, settings.min_looks) {
+            let (looks, needed) = (self.looks, settings.min_looks);
+            return Some(format!("calls of both revisions were looked at {looks} of {needed} times"));
+        }
+        let live = |metric: Metric| !metric.is_shadow();
+        (!self.enough(settings, live))
+            .then(|| "there were too few calls to measure what has bounds".to_owned())
+    }
+
     /// Whether the bounds of these metrics have as many values in this step as they need.
     pub(super) fn enough(&self, settings: &AnalysisSettings, of: impl Fn(Metric) -> bool) -> bool {
         self.bounds.iter().filter(|(metric, _)| of(**metric)).all(|(metric, bounds)| {

@@ -176,6 +176,23 @@ fn a_canary_without_traffic_waits_for_a_person_and_is_not_rolled_back() {
 }
 
 #[test]
+fn a_canary_that_nothing_can_be_compared_with_waits_for_a_person_who_is_told_why() {
+    let mut case = Case::start(plan(Strategy::Canary, vec![Step::SetWeight(500), analysis(100, 600)]));
+    case.now_ms += SECOND;
+    let alone = Arms { stable: Tally::default(), ..good(200) };
+    let arms = BTreeMap::from([(FUNCTION.to_owned(), alone)]);
+    case.changes.extend(case.rollout.tick(case.now_ms, Some(&arms)));
+    case.seconds(599).is(Inconclusive, 1, 500, &["started", "weight", "waiting", "inconclusive"]);
+    let reason = &case.rollout.reason;
+    assert!(reason.contains("of `classify`, the stable revision has answered 0 of the 10 calls"), "{reason}");
+    // A function that it lacks is not made to wait for it.
+    let mut case = Case::start(plan(Strategy::Canary, vec![Step::SetWeight(500), analysis(100, 600)]));
+    case.rollout.lacked_by_stable(&[FUNCTION.to_owned()]);
+    case.changes.extend(case.rollout.tick(case.now_ms, Some(&arms)));
+    case.is(Promoting, 2, WHOLE, &["started", "weight", "waiting", "passed", "promoting"]);
+}
+
+#[test]
 fn what_is_worse_is_rolled_back_in_any_phase() {
     let steps = vec![shadow(1000), ASK, Step::SetWeight(500), wait(60)];
     let reach: [fn(&mut Case); 5] = [

@@ -132,11 +132,14 @@ impl Rollout {
                      `tenon rollback` goes back"
                 ),
             },
-            Some(Step::Analysis(analysis)) => format!(
-                "the candidate has answered {} of {} calls at {weight} % of the traffic",
-                self.analysis.candidate_samples(),
-                self.samples_of(analysis),
-            ),
+            Some(Step::Analysis(analysis)) => {
+                let (answered, needed) = (self.analysis.candidate_samples(), self.samples_of(analysis));
+                let lacks = self.analysis.lacks(needed).filter(|_| answered >= needed);
+                let lacks = lacks.map_or_else(String::new, |lacks| format!("; {lacks}"));
+                format!(
+                    "the candidate has answered {answered} of {needed} calls at {weight} % of the traffic{lacks}"
+                )
+            }
             Some(Step::Shadow(shadow)) => format!(
                 "{} of {} copied calls were compared, at copies of {} %",
                 self.analysis.shadow_samples(),
