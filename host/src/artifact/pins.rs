@@ -273,8 +273,7 @@ impl Pins {
         let (mut owners, mut are_whole) = (Owners::new(), true);
         for path in entries(&self.dir.join(OWNERS))? {
             let mut text = Vec::new();
-            let read =
-                File::open(&path).and_then(|file| file.take(MAX_NOTE_BYTES).read_to_end(&mut text));
+            let read = File::open(&path).and_then(|file| file.take(MAX_NOTE_BYTES).read_to_end(&mut text));
             let note = read.map_err(|error| error.to_string()).and_then(|_| {
                 let note: Note = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
                 let is_its_own = self.place(&note.owner) == path;

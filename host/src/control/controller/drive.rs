@@ -12,8 +12,8 @@ use super::slot::{Slot, State};
 use super::{Controller, now_ms};
 use crate::control::ControlError;
 use crate::control::wire::{Command, RolloutStatus, Start};
-use crate::function::Release;
 use crate::function::shadow::Shadow;
+use crate::function::{Division, Release};
 use crate::rollout::analysis::Arms;
 use crate::rollout::machine::{Change, NotNow, Phase, Rollout};
 use crate::rollout::shadow::ShadowCounts;
@@ -108,14 +108,18 @@ impl Controller {
         }
         let (id, interval) = (rollout.id, Duration::from_secs_f64(rollout.plan.analysis.interval_s));
         let since = state.looked.get_or_insert_with(Instant::now).elapsed();
-        let arms = (since >= interval).then(|| count(&state));
-        let mut record = state.record.clone();
-        let Some(rollout) = &mut record.rollout else { return Ok(()) };
-        let changes = rollout.tick(now_ms(), arms.as_ref().map(|(arms, _)| arms));
+        let mut arms = (since >= interval).then(|| self.count(slot, &state));
+        let (mut record, mut changes) = ticked(&state, arms.as_ref());
         if changes.is_empty() && arms.is_none() {
             return Ok(());
         }
-        let changes = [changes, settle(rollout)].concat();
+        if arms.is_none() {
+            // What was counted until a change is looked at before it: it is not to be mixed with what comes after.
+            arms = Some(self.count(slot, &state));
+            (record, changes) = ticked(&state, arms.as_ref());
+        }
+        let Some(rollout) = &mut record.rollout else { return Ok(()) };
+        changes.extend(settle(rollout));
         self.change(slot, state, record, changes).await?;
         // What could not be kept is looked at again, with what comes until then.
         let mut state = slot.state.lock().await;
@@ -123,10 +127,43 @@ impl Controller {
             && state.record.rollout.as_ref().is_some_and(|rollout| rollout.id == id)
         {
             state.counted = counted.functions;
+            state.counted_in = counted.division;
             state.shadow_counted = counted.shadow;
             state.looked = Some(Instant::now());
         }
         Ok(())
+    }
+
+    /// What was counted since the last look, or since calls have been divided as they are now; and all that has been
+    /// counted since then.
+    fn count(&self, slot: &Slot, state: &State) -> (BTreeMap<String, Arms>, Counted) {
+        let snapshot = self.functions.snapshot();
+        let division = snapshot.apps().get(&slot.name).map(|traffic| Arc::clone(&traffic.division));
+        let is_the_same = match (&state.counted_in, &division) {
+            (Some(before), Some(now)) => Arc::ptr_eq(before, now),
+            _ => false,
+        };
+        let shadow = state.shadow.as_ref().map(Shadow::counts).unwrap_or_default();
+        let (mut arms, mut functions) = (BTreeMap::new(), BTreeMap::new());
+        let candidate = state.rollout().and_then(|rollout| state.loaded.get(&rollout.candidate));
+        let stable = state.stable().map(|loaded| &loaded.release);
+        for function in candidate.into_iter().flat_map(|candidate| &candidate.release.functions) {
+            let name = &function.name;
+            let own = function.observations.read();
+            let other = stable.and_then(|release| release.function(name));
+            let other = other.map(|function| function.observations.read()).unwrap_or_default();
+            let before = state.counted.get(name).filter(|_| is_the_same).cloned();
+            let (before, own_before) = before.unwrap_or_default();
+            let shadow_before = state.shadow_counted.get(name).copied().unwrap_or_default();
+            let since = Arms {
+                stable: other.since(&before),
+                candidate: own.since(&own_before),
+                shadow: shadow.get(name).map(|counts| counts.since(&shadow_before)),
+            };
+            arms.insert(name.clone(), since);
+            functions.insert(name.clone(), (other, own));
+        }
+        (arms, Counted { division, functions, shadow })
     }
 
     /// See [`crate::control::Control::start`].
@@ -168,7 +205,8 @@ impl Controller {
         }
         changes.extend(settle(&mut rollout));
         record.rollout = Some(rollout);
-        state.counted = all_counted(&state, revision);
+        state.counted.clear();
+        state.counted_in = None;
         state.shadowed.clear();
         state.looked = None;
         self.change(&slot, state, record, changes).await?;
@@ -239,7 +277,9 @@ impl Controller {
             rollout.turned(to, &text, now_ms());
         }
         let text = match state.prepared {
-            Some((prepared, _)) => format!("{text}; revision {prepared} is ready, and still waits for its rollout"),
+            Some((prepared, _)) => {
+                format!("{text}; revision {prepared} is ready, and still waits for its rollout")
+            }
             None => text,
         };
         let event = said("rolled_back", to, &text, message);
@@ -334,8 +374,9 @@ impl Controller {
             return;
         }
         state.warmed = Some(Instant::now());
-        let judged = state.rollout().is_some();
-        let wanted = [state.record.former, state.record.stable.filter(|_| judged)];
+        // A candidate that few calls reach must not be judged by its cold starts.
+        let candidate = state.rollout().map(|rollout| rollout.candidate);
+        let wanted = [state.record.former, state.record.stable.filter(|_| candidate.is_some()), candidate];
         for loaded in wanted.into_iter().flatten().filter_map(|revision| state.loaded.get(&revision)) {
             for function in &loaded.release.functions {
                 function.revision.program.keep_models_warm();
@@ -346,49 +387,19 @@ impl Controller {
 
 /// What was counted until a look.
 struct Counted {
+    division: Option<Arc<Division>>,
     functions: BTreeMap<String, (Tally, Tally)>,
     shadow: BTreeMap<String, ShadowCounts>,
 }
 
-/// What was counted since the last look, and all that has been counted.
-fn count(state: &State) -> (BTreeMap<String, Arms>, Counted) {
-    let shadow = state.shadow.as_ref().map(Shadow::counts).unwrap_or_default();
-    let (mut arms, mut functions) = (BTreeMap::new(), BTreeMap::new());
-    let candidate = state.rollout().and_then(|rollout| state.loaded.get(&rollout.candidate));
-    let stable = state.stable().map(|loaded| &loaded.release);
-    for function in candidate.into_iter().flat_map(|candidate| &candidate.release.functions) {
-        let name = &function.name;
-        let own = function.observations.read();
-        let other = stable.and_then(|release| release.function(name));
-        let other = other.map(|function| function.observations.read()).unwrap_or_default();
-        let (before, own_before) = state.counted.get(name).cloned().unwrap_or_default();
-        let shadow_before = state.shadow_counted.get(name).copied().unwrap_or_default();
-        let since = Arms {
-            stable: other.since(&before),
-            candidate: own.since(&own_before),
-            shadow: shadow.get(name).map(|counts| counts.since(&shadow_before)),
-        };
-        arms.insert(name.clone(), since);
-        functions.insert(name.clone(), (other, own));
-    }
-    (arms, Counted { functions, shadow })
-}
-
-/// All that was counted before a rollout began, which says nothing of it.
-fn all_counted(state: &State, candidate: u64) -> BTreeMap<String, (Tally, Tally)> {
-    let release = |revision: u64| state.loaded.get(&revision).map(|loaded| &loaded.release);
-    let (stable, candidate) = (state.record.stable.and_then(release), release(candidate));
-    let read = |release: Option<&Arc<Release>>, name: &str| {
-        let function = release.and_then(|release| release.function(name));
-        function.map(|function| function.observations.read()).unwrap_or_default()
+/// What becomes of a rollout by the time, and by what was counted.
+fn ticked(state: &State, counted: Option<&(BTreeMap<String, Arms>, Counted)>) -> (AppRecord, Vec<Change>) {
+    let mut record = state.record.clone();
+    let changes = match &mut record.rollout {
+        Some(rollout) => rollout.tick(now_ms(), counted.map(|(arms, _)| arms)),
+        None => Vec::new(),
     };
-    let functions = candidate.into_iter().flat_map(|release| &release.functions);
-    let counted = functions.map(|function| {
-        let name = function.name.clone();
-        let both = (read(stable, &name), read(candidate, &name));
-        (name, both)
-    });
-    counted.collect()
+    (record, changes)
 }
 
 /// What is decided is also done, without waiting for another tick.

@@ -14,7 +14,7 @@ use crate::deploy::Interface;
 use crate::deploy::compatibility::Described;
 use crate::function::shadow::Shadow;
 use crate::function::traffic::{Candidate, HeaderRoute, Rules, Sticky};
-use crate::function::{Functions, Release, Traffic};
+use crate::function::{Division, Functions, Release, Traffic};
 use crate::rollout::machine::Rollout;
 use crate::rollout::plan::{self, Side};
 use crate::rollout::shadow::{Report, ShadowCounts};
@@ -42,6 +42,8 @@ pub(super) struct State {
     pub(super) prepared: Option<(u64, Instant)>,
     /// What had been counted at the last look, of the stable revision's functions and the candidate's.
     pub(super) counted: BTreeMap<String, (Tally, Tally)>,
+    /// How calls were divided then: what is counted begins anew with every division.
+    pub(super) counted_in: Option<Arc<Division>>,
     pub(super) shadow_counted: BTreeMap<String, ShadowCounts>,
     /// What gives the candidate calls as well, while the rollout wants it.
     pub(super) shadow: Option<Shadow>,
