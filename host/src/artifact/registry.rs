@@ -9,6 +9,7 @@ mod credentials;
 mod download;
 mod error;
 mod http;
+mod pace;
 mod patience;
 mod report;
 mod upload;
@@ -34,6 +35,7 @@ use super::reference::Reference;
 use crate::config::{self, CredentialFiles};
 pub use credentials::CredentialError;
 pub use error::{RegistryError, is_harmless, printable};
+pub(crate) use pace::SLOWEST;
 pub use report::{Layer, Report, What};
 pub(crate) use upload::FileBody;
 
@@ -47,6 +49,8 @@ const ACCEPTED: [&str; 4] = [
 /// The most tags that are listed, and the largest list in bytes.
 const MAX_TAGS: usize = 1000;
 const MAX_TAGS_BYTES: u64 = 1 << 20;
+/// How long a manifest, or a list of tags, may take with all attempts.
+const WHOLE: Duration = Duration::from_secs(600);
 /// How many tags, or entries of an index, a message shows.
 const SHOWN: usize = 8;
 /// The header in which a registry says the digest of what it sent or took.
@@ -60,6 +64,10 @@ pub struct Options {
     plain_http: bool,
     /// The registries that a command itself names.
     named: Vec<String>,
+    /// How far a transfer may fall behind the slowest that is waited for, beside a stall.
+    grace: Duration,
+    /// How long a manifest, or a list of tags, may take with all attempts, unless a stall is long.
+    whole: Duration,
     /// The first wait before something is tried again; each further one is twice as long.
     backoff: Duration,
 }
@@ -72,6 +80,8 @@ impl Options {
             credentials: CredentialFiles::find(),
             plain_http,
             named: Vec::new(),
+            grace: pace::GRACE,
+            whole: WHOLE,
             backoff: Duration::from_millis(500),
         }
     }
@@ -84,6 +94,11 @@ impl Options {
 
     fn stall(&self) -> Duration {
         Duration::from_millis(self.settings.stall_ms)
+    }
+
+    /// How long something small may take with all attempts: those who set a long stall mean to wait for it.
+    fn whole(&self) -> Duration {
+        self.whole.max(self.stall().saturating_mul(4))
     }
 }
 
@@ -137,13 +152,29 @@ impl Registry {
     /// # Errors
     /// Where there is none, it is too large, or it is not what the reference or the registry says.
     pub async fn manifest(&self, reference: &Reference) -> Result<(Digest, Vec<u8>), RegistryError> {
+        self.patiently(reference, || self.manifest_once(reference)).await
+    }
+
+    /// Has something small answered, with further attempts where one fails, and within a bound on all of them.
+    async fn patiently<T, F: Future<Output = Result<T, Failure>>>(
+        &self,
+        reference: &Reference,
+        mut once: impl FnMut() -> F,
+    ) -> Result<T, RegistryError> {
         let mut patience = Patience::new(&self.client);
-        loop {
-            match self.manifest_once(reference).await {
-                Ok(found) => return Ok(found),
-                Err(failure) => patience.after(failure, |_, _| {}).await?,
+        let asking = async {
+            loop {
+                match once().await {
+                    Ok(found) => return Ok(found),
+                    Err(failure) => patience.after(failure, |_, _| {}).await?,
+                }
             }
-        }
+        };
+        let bound = self.client.options.whole();
+        tokio::time::timeout(bound, asking).await.unwrap_or_else(|_| {
+            let registry = reference.registry().to_owned();
+            Err(RegistryError::Late { what: format!("what was asked of `{reference}`"), registry, bound })
+        })
     }
 
     async fn manifest_once(&self, reference: &Reference) -> Result<(Digest, Vec<u8>), Failure> {
@@ -193,13 +224,7 @@ impl Registry {
     /// # Errors
     /// Where the registry cannot be asked.
     pub async fn exists(&self, reference: &Reference) -> Result<Option<Digest>, RegistryError> {
-        let mut patience = Patience::new(&self.client);
-        loop {
-            match self.exists_once(reference).await {
-                Ok(found) => return Ok(found),
-                Err(failure) => patience.after(failure, |_, _| {}).await?,
-            }
-        }
+        self.patiently(reference, || self.exists_once(reference)).await
     }
 
     async fn exists_once(&self, reference: &Reference) -> Result<Option<Digest>, Failure> {
@@ -222,13 +247,7 @@ impl Registry {
     /// # Errors
     /// Where the registry cannot be asked.
     pub async fn tags(&self, reference: &Reference) -> Result<Vec<String>, RegistryError> {
-        let mut patience = Patience::new(&self.client);
-        loop {
-            match self.tags_once(reference).await {
-                Ok(tags) => return Ok(tags),
-                Err(failure) => patience.after(failure, |_, _| {}).await?,
-            }
-        }
+        self.patiently(reference, || self.tags_once(reference)).await
     }
 
     async fn tags_once(&self, reference: &Reference) -> Result<Vec<String>, Failure> {

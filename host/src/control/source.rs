@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tokio::sync::OnceCell;
 
@@ -24,6 +26,40 @@ pub struct Sources {
     config: Arc<Config>,
     cache: Cache,
     registry: OnceCell<Registry>,
+    again: Again,
+}
+
+/// How long is waited for what a registry is to bring back when the host starts, since all apps wait with it.
+struct Again {
+    /// For the first that does not come.
+    first: Duration,
+    /// For each further one, once something did not come.
+    further: Duration,
+    is_late: AtomicBool,
+}
+
+impl Again {
+    const AT_START: Again = Again {
+        first: Duration::from_secs(600),
+        further: Duration::from_secs(60),
+        is_late: AtomicBool::new(false),
+    };
+
+    async fn in_time<T>(
+        &self,
+        what: &str,
+        work: impl Future<Output = Result<T, ControlError>>,
+    ) -> Result<T, ControlError> {
+        let bound = if self.is_late.load(Ordering::Relaxed) { self.further } else { self.first };
+        tokio::time::timeout(bound, work).await.unwrap_or_else(|_| {
+            self.is_late.store(true, Ordering::Relaxed);
+            Err(ControlError::not_deployable(format_args!(
+                "{what} was not brought back within {} s, and the other apps are not kept waiting; what has come is \
+                 kept: deploy it again, or start the host again when its registry answers faster",
+                bound.as_secs()
+            )))
+        })
+    }
 }
 
 /// An image whose blobs are all here.
@@ -58,7 +94,12 @@ pub struct Named {
 
 impl Sources {
     pub fn new(config: &Arc<Config>, cache: &Cache) -> Sources {
-        Sources { config: Arc::clone(config), cache: cache.clone(), registry: OnceCell::new() }
+        Sources {
+            config: Arc::clone(config),
+            cache: cache.clone(),
+            registry: OnceCell::new(),
+            again: Again::AT_START,
+        }
     }
 
     async fn registry(&self) -> Result<&Registry, ControlError> {
@@ -154,8 +195,21 @@ impl Sources {
     /// Where it cannot be had any more.
     pub async fn again(&self, reference: &str, digest: Digest) -> Result<Image, ControlError> {
         let reference: Reference = reference.parse().map_err(ControlError::internal)?;
-        let named = self.find(&reference.at(digest).to_string()).await?;
-        self.fetch(named).await
+        let name = reference.at(digest).to_string();
+        let fetching = async { self.fetch(self.find(&name).await?).await };
+        self.again.in_time(&format!("`{name}`"), fetching).await
+    }
+
+    /// As [`app`](Sources::app), of an image that was deployed here before: its models, too, must come in time.
+    ///
+    /// # Errors
+    /// As [`app`](Sources::app).
+    pub async fn app_again(
+        &self,
+        image: &Image,
+        variables: &BTreeMap<String, String>,
+    ) -> Result<App, ControlError> {
+        self.app_of(image, variables, Some(&self.again)).await
     }
 
     /// The app that an image holds, with these values of its variables.
@@ -166,6 +220,15 @@ impl Sources {
         &self,
         image: &Image,
         variables: &BTreeMap<String, String>,
+    ) -> Result<App, ControlError> {
+        self.app_of(image, variables, None).await
+    }
+
+    async fn app_of(
+        &self,
+        image: &Image,
+        variables: &BTreeMap<String, String>,
+        again: Option<&Again>,
     ) -> Result<App, ControlError> {
         let name = image.reference.as_ref().map_or_else(|| image.digest.to_string(), ToString::to_string);
         let (blobs, layers, variables) = (image.blobs.clone(), image.manifest.clone(), variables.clone());
@@ -183,7 +246,7 @@ impl Sources {
                 .map_err(|error| ControlError::not_deployable(format!("`{name}` cannot be served: {error}")))
         });
         let mut unpacked = unpacked.await??;
-        let models = self.models(&image.blobs, &mut unpacked.manifest).await?;
+        let models = self.models(&image.blobs, &mut unpacked.manifest, again).await?;
         let own = image.manifest.blobs().into_iter().map(|blob| blob.digest);
         let of_models = models.iter().flat_map(|model| {
             let blobs = model.manifest.blobs().into_iter().map(|blob| blob.digest);
@@ -204,18 +267,30 @@ impl Sources {
     }
 
     /// Brings the models that an app names in registries.
-    async fn models(&self, blobs: &Blobs, manifest: &mut Manifest) -> Result<Vec<Pulled>, ControlError> {
+    async fn models(
+        &self,
+        blobs: &Blobs,
+        manifest: &mut Manifest,
+        again: Option<&Again>,
+    ) -> Result<Vec<Pulled>, ControlError> {
         let mut pulled = Vec::new();
         let mut files = BTreeMap::new();
         let failed = |text: &str, error: &dyn std::fmt::Display| {
             ControlError::not_deployable(format!("model `{text}`: {error}"))
         };
         for (text, encodings) in modelpack::references(manifest) {
-            let named = self.find(&text).await?;
-            let registry = self.registry().await?;
-            // Whoever signed the app signed the digest of its model.
-            let image = registry.pull_manifest(&named.reference, &named.bytes, blobs, &Report::none()).await;
-            let image = image.map_err(|error| failed(&text, &error))?;
+            let pulling = async {
+                let named = self.find(&text).await?;
+                let registry = self.registry().await?;
+                // Whoever signed the app signed the digest of its model.
+                let (reference, quiet) = (&named.reference, Report::none());
+                let image = registry.pull_manifest(reference, &named.bytes, blobs, &quiet).await;
+                image.map_err(|error| failed(&text, &error))
+            };
+            let image = match again {
+                Some(again) => again.in_time(&format!("model `{text}`"), pulling).await?,
+                None => pulling.await?,
+            };
             for encoding in encodings {
                 let (blobs, layers) = (blobs.clone(), image.manifest.clone());
                 let limit = self.config.registry.max_artifact_mib << 20;
@@ -251,4 +326,28 @@ pub async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|_| ControlError::internal("a task of the host failed; its log says more".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_slow_registry_keeps_apps_waiting_once_and_then_for_less() {
+        let (first, further) = (Duration::from_millis(100), Duration::from_millis(1));
+        let again = Again { first, further, is_late: AtomicBool::new(false) };
+        let never = std::future::pending::<Result<(), ControlError>>;
+        again.in_time("`a`", async { Ok(()) }).await.unwrap();
+        let begun = std::time::Instant::now();
+        let error = again.in_time("model `m`", never()).await.unwrap_err().to_string();
+        assert!(
+            error.contains("model `m` was not brought back") && error.contains("deploy it again"),
+            "{error}"
+        );
+        assert!(begun.elapsed() >= first);
+        let begun = std::time::Instant::now();
+        again.in_time("`b`", never()).await.unwrap_err();
+        assert!(begun.elapsed() < first);
+        again.in_time("`c`", async { Ok(()) }).await.unwrap();
+    }
 }

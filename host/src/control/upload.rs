@@ -11,15 +11,14 @@ use sha2::{Digest as _, Sha256};
 use super::interface::ControlError;
 use crate::artifact::blobs::{BlobError, Blobs, Incoming, Receiving};
 use crate::artifact::oci::Digest;
+use crate::artifact::registry::SLOWEST;
 
 /// What a blob takes beside its bytes.
 const PAUSE: Duration = Duration::from_secs(30);
-/// The slowest that they may come in bytes per second, all in all.
-const SLOWEST: u64 = 32 << 10;
 /// The most bytes that are handed to the disk at once.
 const PIECE_BYTES: usize = 1 << 20;
 
-/// How long so many bytes may take at most.
+/// How long so many bytes may take at most, which is how long what came of a blob may have taken.
 pub(super) fn bound(size: u64) -> Duration {
     PAUSE + Duration::from_secs(size / SLOWEST)
 }

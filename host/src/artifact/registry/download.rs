@@ -8,7 +8,8 @@ use tokio::task::JoinHandle;
 
 use super::authorization::Access;
 use super::error::{Failure, RegistryError};
-use super::http::{Client, Pace, Request, broken};
+use super::http::{Client, Request, broken};
+use super::pace::Pace;
 use super::patience::Patience;
 use super::report::{Layer, Report, What};
 use super::{Moved, blocking};
@@ -81,9 +82,11 @@ impl Download<'_> {
     /// Receives until all is there.
     async fn receive(&mut self, mut incoming: Incoming) -> Result<Incoming, RegistryError> {
         let mut patience = Patience::new(self.client).advising(ADVICE);
+        let options = &self.client.options;
+        let mut pace = Pace::new(options.stall(), options.grace, self.layer.size).having(incoming.received());
         while incoming.received() < self.layer.size {
             let (before, came) = (incoming.received(), self.came);
-            let (back, outcome) = self.attempt(incoming).await;
+            let (back, outcome) = self.attempt(incoming, &mut pace).await;
             incoming = back?;
             let Err(failure) = outcome else { continue };
             // Only what is new counts: a registry that begins anew each time makes no progress.
@@ -104,6 +107,7 @@ impl Download<'_> {
     async fn attempt(
         &mut self,
         incoming: Incoming,
+        pace: &mut Pace,
     ) -> (Result<Incoming, RegistryError>, Result<(), Failure>) {
         let offset = if self.is_asked_whole { 0 } else { incoming.received() };
         let mut response = match self.ask(offset).await {
@@ -116,7 +120,7 @@ impl Download<'_> {
             Err(failure) => return (Ok(incoming), Err(failure)),
         };
         let mut writer = Writer::start(incoming);
-        let outcome = self.copy(&mut response, skip, have, &mut writer).await;
+        let outcome = self.copy(&mut response, skip, have, &mut writer, pace).await;
         match writer.end().await {
             (incoming, Ok(())) => (Ok(incoming), outcome),
             // The disk is why the copy ended, whatever the copy says.
@@ -192,9 +196,10 @@ impl Download<'_> {
         mut skip: u64,
         mut have: u64,
         writer: &mut Writer,
+        pace: &mut Pace,
     ) -> Result<(), Failure> {
         let (registry, what) = (self.reference.registry(), self.what());
-        let mut pace = Pace::new(self.client.options.stall());
+        pace.restart();
         while let Some(mut piece) = pace.next(response, registry, &what).await? {
             self.came += piece.len() as u64;
             if skip > 0 {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::credentials::CredentialError;
+use super::pace::SLOWEST;
 use crate::artifact::blobs::BlobError;
 use crate::artifact::oci::{Digest, ManifestError};
 
@@ -61,6 +62,19 @@ pub enum RegistryError {
     Busy { registry: String, wait: Duration },
     #[error("the connection to `{registry}` broke during {what}: {reason}")]
     Broken { registry: String, what: String, reason: String },
+    #[error(
+        "{what} from `{registry}` comes with less than {} KiB/s altogether, too slowly to wait for; use a registry, or a \
+         mirror of it, with a better connection, or raise `registry.stall_ms` in host.toml, which is how far it may fall \
+         behind. What has come of a layer is kept, and the same command goes on from there",
+        SLOWEST >> 10
+    )]
+    Slow { what: String, registry: String },
+    #[error(
+        "`{registry}` has not answered {what} within {} s, all attempts together; try again later, or lower \
+         `registry.stall_ms` or `registry.retries` in host.toml to hear of it sooner",
+        bound.as_secs()
+    )]
+    Late { what: String, registry: String, bound: Duration },
     #[error("{error}; tried {times} times{advice}")]
     GaveUp { error: Box<RegistryError>, times: u32, advice: &'static str },
     #[error(
@@ -100,9 +114,11 @@ impl RegistryError {
     /// Whether the registry could not be asked at all, or not answer: another time it may.
     pub fn is_unreachable(&self) -> bool {
         match self {
-            RegistryError::Unreachable { .. } | RegistryError::Broken { .. } | RegistryError::Busy { .. } => {
-                true
-            }
+            RegistryError::Unreachable { .. }
+            | RegistryError::Broken { .. }
+            | RegistryError::Busy { .. }
+            | RegistryError::Slow { .. }
+            | RegistryError::Late { .. } => true,
             RegistryError::Status { status, .. } => *status >= 500,
             RegistryError::GaveUp { error, .. } => error.is_unreachable(),
             _ => false,

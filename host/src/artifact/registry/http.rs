@@ -14,12 +14,12 @@ use http::header::{self, HeaderMap, HeaderName};
 use http::{Method, StatusCode};
 use reqwest::{RequestBuilder, Response, Url};
 use serde::Deserialize;
-use tokio::time::Instant;
 use tokio_rustls::rustls;
 
 use super::Options;
 use super::authorization::{Access, Authorizations, Challenge, Grant, origin};
 use super::error::{Failure, RegistryError, printable};
+use super::pace::Pace;
 use crate::artifact::reference::Reference;
 
 /// How long connecting may take, with TLS.
@@ -31,8 +31,6 @@ const MAX_REDIRECTS: usize = 5;
 const MAX_ERROR_BYTES: u64 = 16 << 10;
 /// How much of it is shown.
 const MESSAGE_CHARS: usize = 300;
-/// How little may come within the time of a stall: less is as good as nothing.
-pub(super) const MIN_PROGRESS_BYTES: u64 = 4096;
 
 /// The way to registries.
 pub(super) struct Client {
@@ -387,7 +385,8 @@ impl Client {
         if response.content_length().is_some_and(|length| length > limit) {
             return Err(large().into());
         }
-        let (mut body, mut pace) = (Vec::new(), Pace::new(self.options.stall()));
+        let mut pace = Pace::new(self.options.stall(), self.options.grace, limit);
+        let mut body = Vec::new();
         while let Some(chunk) = pace.next(&mut response, registry, what).await? {
             if body.len() as u64 + chunk.len() as u64 > limit {
                 return Err(large().into());
@@ -395,48 +394,6 @@ impl Client {
             body.extend_from_slice(&chunk);
         }
         Ok(body)
-    }
-}
-
-/// The pace at which a body must come: what trickles counts as broken, as does what stalls.
-pub(super) struct Pace {
-    stall: Duration,
-    until: Instant,
-    came: u64,
-}
-
-impl Pace {
-    pub(super) fn new(stall: Duration) -> Pace {
-        Pace { stall, until: Instant::now() + stall, came: 0 }
-    }
-
-    /// The next piece of a body; `None` at its end.
-    pub(super) async fn next(
-        &mut self,
-        response: &mut Response,
-        registry: &str,
-        what: &str,
-    ) -> Result<Option<Bytes>, Failure> {
-        match tokio::time::timeout_at(self.until, response.chunk()).await {
-            Ok(Ok(Some(chunk))) => {
-                self.came += chunk.len() as u64;
-                if self.came >= MIN_PROGRESS_BYTES {
-                    (self.until, self.came) = (Instant::now() + self.stall, 0);
-                }
-                Ok(Some(chunk))
-            }
-            Ok(Ok(None)) => Ok(None),
-            Ok(Err(error)) => Err(broken(registry, what, &reason(&error))),
-            Err(_) => {
-                let reason = format!("next to nothing came for {} s", self.stall.as_secs_f32());
-                Err(broken(registry, what, &reason))
-            }
-        }
-    }
-
-    /// What takes its time at this end is not the registry's stall.
-    pub(super) fn restart(&mut self) {
-        (self.until, self.came) = (Instant::now() + self.stall, 0);
     }
 }
 

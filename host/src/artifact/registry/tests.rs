@@ -25,7 +25,9 @@ impl Bench {
         let settings = config::Registry { stall_ms: 300, retries: 3, ..config::Registry::default() };
         let credentials = CredentialFiles::default();
         let backoff = Duration::from_millis(1);
-        let options = Options { settings, credentials, plain_http: true, named: Vec::new(), backoff };
+        let (grace, whole) = (pace::GRACE, WHOLE);
+        let named = Vec::new();
+        let options = Options { settings, credentials, plain_http: true, named, grace, whole, backoff };
         let folder = tempfile::tempdir().unwrap();
         // The cache asks that nobody else may write into it.
         std::fs::create_dir(folder.path().join("cache")).unwrap();

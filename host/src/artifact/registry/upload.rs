@@ -18,7 +18,8 @@ use tokio::time::Instant;
 
 use super::authorization::Access;
 use super::error::{Failure, RegistryError};
-use super::http::{Client, MIN_PROGRESS_BYTES, Request, broken};
+use super::http::{Client, Request, broken};
+use super::pace::MIN_PROGRESS_BYTES;
 use super::patience::Patience;
 use super::report::{Layer, Report, What};
 use super::{CONTENT_DIGEST, Moved, blocking, file_of};

@@ -139,7 +139,9 @@ where
         left: size,
         longest: pause,
         pause: Box::pin(tokio::time::sleep(pause)),
-        end: Instant::now() + bound(size),
+        since: None,
+        waited: Duration::ZERO,
+        came: 0,
     };
     Ok(Upload::new(size, steady))
 }
@@ -150,7 +152,11 @@ struct Steady<B> {
     left: u64,
     longest: Duration,
     pause: Pin<Box<Sleep>>,
-    end: Instant,
+    /// When it was last found that nothing is there.
+    since: Option<Instant>,
+    /// How long it was waited for: the time of this host's disk is not the caller's.
+    waited: Duration,
+    came: u64,
 }
 
 impl<B: Body<Data = Bytes> + Unpin> Body for Steady<B> {
@@ -161,25 +167,30 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Steady<B> {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, ControlError>>> {
-        let Steady { body, left, longest, pause, end } = &mut *self;
+        let Steady { body, left, longest, pause, since, waited, came } = &mut *self;
         let Poll::Ready(frame) = Pin::new(body).poll_frame(context) else {
+            if since.is_none() {
+                let now = Instant::now();
+                *since = Some(now);
+                pause.as_mut().reset(now + bound(*came).saturating_sub(*waited).min(*longest));
+            }
             std::task::ready!(pause.as_mut().poll(context));
             return Poll::Ready(Some(Err(ControlError::slow_body(
                 "the blob comes too slowly; send it again over a better connection",
             ))));
         };
-        pause.as_mut().reset((Instant::now() + *longest).min(*end));
+        *waited += since.take().map_or(Duration::ZERO, |since| since.elapsed());
+        let length = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref());
+        let length = length.map_or(0, Bytes::len) as u64;
+        *came += length;
         Poll::Ready(match frame {
-            Some(Ok(frame)) => {
-                let length = frame.data_ref().map_or(0, Bytes::len) as u64;
-                match left.checked_sub(length) {
-                    Some(less) => {
-                        *left = less;
-                        Some(Ok(frame))
-                    }
-                    None => Some(Err(ControlError::invalid("more bytes came than `content-length` says"))),
+            Some(Ok(frame)) => match left.checked_sub(length) {
+                Some(less) => {
+                    *left = less;
+                    Some(Ok(frame))
                 }
-            }
+                None => Some(Err(ControlError::invalid("more bytes came than `content-length` says"))),
+            },
             Some(Err(_)) => Some(Err(ControlError::invalid("the blob broke off; send it again"))),
             None if *left > 0 => Some(Err(ControlError::invalid(format_args!(
                 "the blob ended {left} bytes before the end that `content-length` says; send it again"

@@ -234,7 +234,7 @@ impl Controller {
                 None => return Err(error),
             },
         };
-        let app = self.sources.app(&image, &described.variables).await?;
+        let app = self.sources.app_again(&image, &described.variables).await?;
         let release = self.release_of(&app, revision, described.digest.clone(), &|_| {}).await?;
         warm(&release).await?;
         let interfaces = interfaces(&app, &release);

@@ -53,6 +53,8 @@ enum After {
     Lost,
     /// Neither more nor an end.
     Stall,
+    /// The body in pieces of so many bytes, with this pause after each.
+    Trickle(usize, Duration),
     /// The body again and again.
     Endless,
 }
@@ -91,6 +93,12 @@ impl Reply {
     pub(super) fn unannounced(mut self) -> Reply {
         self.after = After::Close;
         self.header("connection", "close")
+    }
+
+    /// Sends the body in pieces of so many bytes, with this pause after each.
+    pub(super) fn trickle(mut self, bytes: usize, pause: Duration) -> Reply {
+        self.after = After::Trickle(bytes, pause);
+        self
     }
 
     /// Repeats the body for ever.
@@ -208,11 +216,16 @@ async fn connection(
             head += &format!("{name}: {value}\r\n");
         }
         stream.write_all(format!("{head}\r\n").as_bytes()).await?;
-        if asked.method != "HEAD" {
+        if let After::Trickle(bytes, pause) = reply.after {
+            for piece in reply.body.chunks(bytes) {
+                stream.write_all(piece).await?;
+                tokio::time::sleep(pause).await;
+            }
+        } else if asked.method != "HEAD" {
             stream.write_all(&reply.body).await?;
         }
         match reply.after {
-            After::More => {}
+            After::More | After::Trickle(..) => {}
             After::Close | After::Lost => return Ok(()),
             After::Stall => std::future::pending().await,
             After::Endless => loop {

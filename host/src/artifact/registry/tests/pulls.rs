@@ -141,6 +141,50 @@ async fn a_stall_is_a_broken_connection() {
     assert_says(said.unwrap(), &["next to nothing came for 0.3 s"]);
 }
 
+#[tokio::test]
+async fn a_registry_that_trickles_is_not_waited_for_and_what_came_is_kept() {
+    let layer = noise(LAYER, 1);
+    let digest = Digest::of(&layer);
+    let bytes = layer.clone();
+    // Enough not to count as broken, and too little altogether.
+    let pause = Duration::from_millis(200);
+    let server = Server::start(move |asked, _| {
+        reply_for(asked, digest, || match asked.times {
+            0 => Reply::new(200, &*bytes).trickle(4096, pause),
+            _ => part(&bytes, asked.header("range")),
+        })
+    })
+    .await;
+    server.put(&manifest_of(&[&layer]), &[&layer]);
+    let mut bench = Bench::new();
+    bench.options.grace = Duration::ZERO;
+    bench.options.settings.stall_ms = 400;
+    let error = bench.pull(&server).await.unwrap_err();
+    assert!(error.is_unreachable());
+    assert_says(error, &["with less than 32 KiB/s altogether", "`registry.stall_ms`", "goes on from there"]);
+    // Another try at once would be as slow.
+    assert_eq!(server.of_blobs(&digest, "range"), [""]);
+    let [kept] = bench.partial()[..] else { panic!("one part") };
+    assert!((4096..LAYER as u64).contains(&kept), "{kept}");
+    bench.pull(&server).await.unwrap();
+    assert_eq!(server.of_blobs(&digest, "range"), [String::new(), format!("bytes={kept}-")]);
+}
+
+#[tokio::test]
+async fn a_manifest_is_bounded_with_all_its_attempts() {
+    let server = Server::start(|asked, _| {
+        asked.is_manifest().then(|| Reply::new(200, vec![b'{'; 100_000]).stall(5000))
+    })
+    .await;
+    let mut bench = Bench::new();
+    bench.options.settings.retries = 100;
+    bench.options.whole = Duration::from_millis(1500);
+    let error = bench.pull(&server).await.unwrap_err();
+    assert!(error.is_unreachable());
+    assert_says(error, &["within 1 s, all attempts together", "`registry.retries`"]);
+    assert!(server.asked().len() > 1);
+}
+
 /// Pulls a layer of this content whose requests `answer` has answered, and looks at the error.
 async fn check(answer: impl Fn(&Asked, &[u8]) -> Reply + Send + Sync + 'static, expected: &[&str]) -> Bench {
     let layer = noise(LAYER, 1);
