@@ -67,7 +67,7 @@ const MAY_USE: [(&str, &[&str]); 18] = [
         "deploy",
         &["artifact", "backend", "config", "function", "instance", "key_value", "network", "nn", "telemetry"],
     ),
-    ("function", &["backend", "instance", "rollout", "telemetry", "tensor"]),
+    ("function", &["backend", "instance", "nn", "rollout", "telemetry", "tensor"]),
     ("instance", &["backend", "config", "key_value", "network", "nn", "telemetry", "tensor"]),
     // Host fns work on the state of an instance: the two are one step of the walk.
     ("nn", &["backend", "instance", "telemetry", "tensor"]),
