@@ -12,7 +12,6 @@ use super::{AGREED, FAILED, Job, MISMATCHED, Question, Side};
 use crate::function::{Functions, Strain};
 use crate::instance::typed::{Parameter, Reply};
 use crate::instance::{CallError, Deadline};
-use crate::nn::Usage;
 use crate::rollout::shadow::LeftOut;
 use crate::rollout::shadow::capture::Asked;
 use crate::rollout::shadow::compare::{Answer, Comparison};
@@ -123,7 +122,7 @@ async fn run(functions: &Arc<Functions>, side: &Side, job: &Job) -> Ran {
     };
     let ((answer, usage), pace) = tokio::select! {
         (done, pace) = Gentle::new(answering, limit, functions) => {
-            (done.unwrap_or_else(|| (Err(CallError::DeadlineExceeded(ms)), Usage::default())), pace)
+            (done.unwrap_or_else(|| (Err(CallError::DeadlineExceeded(ms)), Default::default())), pace)
         }
         () = pressed(functions) => return Err(LeftOut::HostBusy),
     };
