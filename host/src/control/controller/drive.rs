@@ -200,6 +200,10 @@ impl Controller {
         let functions = state.loaded.get(&revision).map(|loaded| names(&loaded.release)).unwrap_or_default();
         let (mut rollout, mut changes) =
             Rollout::start(id, app, stable, revision, plan, &functions, now_ms());
+        let live = state.stable().map(|loaded| &loaded.release);
+        let is_new = |name: &&String| live.is_none_or(|release| release.function(name).is_none());
+        let new: Vec<String> = functions.iter().filter(is_new).cloned().collect();
+        rollout.lacked_by_stable(&new);
         if let (Some(message), Some(first)) = (message, changes.first_mut()) {
             first.text = format!("{}: {message}", first.text);
         }
