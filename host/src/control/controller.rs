@@ -241,3 +241,6 @@ impl Control for Arc<Controller> {
         Box::pin(async move { upload.store(&self.deployer.intake.cache.blobs(), digest).await })
     }
 }
+
+#[cfg(test)]
+mod tests;
