@@ -281,7 +281,10 @@ fn a_rollback_goes_back_whatever_else_is_ready_and_only_once() {
         let stable = host.status("app").await.stable;
         host.stop().await;
         let host = Controlled::start(folder.path()).await;
-        assert_eq!((host.status("app").await.stable, host.revision("/hello/").await), (stable, "3".to_owned()));
+        assert_eq!(
+            (host.status("app").await.stable, host.revision("/hello/").await),
+            (stable, "3".to_owned())
+        );
         host.stop().await;
     });
 }

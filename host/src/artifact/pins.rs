@@ -273,8 +273,7 @@ impl Pins {
         let (mut owners, mut are_whole) = (Owners::new(), true);
         for path in entries(&self.dir.join(OWNERS))? {
             let mut text = Vec::new();
-            let read =
-                File::open(&path).and_then(|file| file.take(MAX_NOTE_BYTES).read_to_end(&mut text));
+            let read = File::open(&path).and_then(|file| file.take(MAX_NOTE_BYTES).read_to_end(&mut text));
             let note = read.map_err(|error| error.to_string()).and_then(|_| {
                 let note: Note = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
                 let is_its_own = self.place(&note.owner) == path;
@@ -331,7 +330,15 @@ impl Pins {
             Err(_) if there.is_some_and(|there| there.len() == cached.len()) => return Ok(()),
             Err(_) => self.copy(&path, digest)?,
         };
-        draft.persist(&place).map_err(|error| write(error.error))
+        let drafted = draft.to_path_buf();
+        draft.persist(&place).map_err(|error| write(error.error))?;
+        // Where another pin has just made the same link, renaming does nothing, and leaves the draft.
+        match fs::remove_file(&drafted) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(PinError::Write { path: drafted, source })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A copy of a blob, synced, sharing its blocks where the file system can.

@@ -134,7 +134,8 @@ impl Store {
         match kept {
             true => Ok(()),
             false => Err(StoreError::TooLarge(format!(
-                "a host keeps {APPS} apps, and this one has them; remove one first"
+                "a host keeps {APPS} apps, those that were removed among them, and this one has as many; deploy this one \
+                 to another host"
             ))),
         }
     }

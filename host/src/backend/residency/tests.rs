@@ -5,8 +5,8 @@ use std::sync::mpsc;
 
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
-use crate::backend::{Cancel, Graph, InferError, Priority, Status};
 use super::*;
+use crate::backend::{Cancel, Graph, InferError, Priority, Status};
 
 /// A backend whose only graph tells when a run begins, and waits until it may go on.
 struct Waiting(Arc<WaitingGraph>);

@@ -56,7 +56,10 @@ impl Controller {
         match kept.await? {
             Ok(restored) => {
                 for trouble in &restored.troubles {
-                    tracing::warn!(trouble, "a blob of a deployed revision cannot be put back into the cache");
+                    tracing::warn!(
+                        trouble,
+                        "a blob of a deployed revision cannot be put back into the cache"
+                    );
                 }
                 for (owner, lost) in &restored.lost {
                     tracing::warn!(
