@@ -12,6 +12,7 @@ use tenon::artifact::manifest::{Manifest, Options};
 use tenon::artifact::package;
 use tenon::config::Config;
 use tenon::control::controller::Controller;
+use tenon::control::controller::restore::Restored;
 use tenon::control::wire::{AppStatus, Command, Prepare, Prepared, Source, Start};
 use tenon::control::{Control, ControlError};
 use tenon::host::{Host, Surroundings};
@@ -33,6 +34,13 @@ struct Controlled {
 impl Controlled {
     /// Starts with the state in `folder`, and serves what was served.
     async fn start(folder: &Path) -> Controlled {
+        let (controlled, restored) = Controlled::start_anyway(folder).await;
+        assert!(restored.iter().all(|restored| restored.outcome.is_ok()), "{restored:?}");
+        controlled
+    }
+
+    /// The same, whatever comes of what was served.
+    async fn start_anyway(folder: &Path) -> (Controlled, Vec<Restored>) {
         let mut config = Config::default();
         config.listen.http = ([127, 0, 0, 1], 0).into();
         config.listen.admin = Some(config.listen.http);
@@ -44,12 +52,10 @@ impl Controlled {
         let around = Surroundings { program: PROGRAM.into(), logs, state: state.clone() };
         let host = Host::start(config, around).await.unwrap();
         let control = Controller::open(&host.deployer, &state).await.unwrap();
-        for restored in control.restore().await.unwrap() {
-            restored.outcome.unwrap();
-        }
+        let restored = control.restore().await.unwrap();
         let (stop, stopping) = watch::channel(false);
         let driving = tokio::spawn(Arc::clone(&control).drive(stopping));
-        Controlled { host, control, stop, driving }
+        (Controlled { host, control, stop, driving }, restored)
     }
 
     async fn stop(self) {
@@ -200,6 +206,87 @@ fn a_host_that_starts_again_serves_what_it_served() {
         for _ in 0..50 {
             assert_eq!(host.revision("/hello/").await, "1");
         }
+        host.stop().await;
+    });
+}
+
+/// Loses all blobs of what is deployed, in the cache and beside the state.
+async fn lose_blobs(folder: &Path) {
+    let cache = folder.join("cache");
+    eventually("the cache is gone", async || std::fs::remove_dir_all(&cache).is_ok()).await;
+    for entry in std::fs::read_dir(folder.join("state/pins/blobs")).unwrap() {
+        std::fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+}
+
+#[test]
+fn an_app_that_did_not_come_back_is_deployed_to_or_tried_again() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let host = Controlled::start(folder.path()).await;
+        host.deploy(&hello("1.0.0")).await;
+        host.stop().await;
+        lose_blobs(folder.path()).await;
+        let (host, restored) = Controlled::start_anyway(folder.path()).await;
+        let error = restored[0].outcome.as_ref().unwrap_err().to_string();
+        assert!(error.contains("tried again") && error.contains("another deployment"), "{error}");
+        host.get("/hello/").await.expect(404);
+        // The same once more is another revision, and all that there is.
+        let again = host.prepare(&hello("1.0.0")).await.unwrap();
+        assert_eq!((again.revision, again.unchanged, again.live), (2, false, false));
+        host.start_rollout("app", 2, Strategy::Canary).await;
+        assert_eq!(host.revision("/hello/").await, "2");
+        let second = host.prepare(&hello("2.0.0")).await.unwrap();
+        host.start_rollout("app", second.revision, Strategy::Manual).await;
+        host.stop().await;
+        // Both are lost: nothing goes on and nothing is given up until they are there.
+        lose_blobs(folder.path()).await;
+        let (host, restored) = Controlled::start_anyway(folder.path()).await;
+        assert!(restored[0].outcome.is_err());
+        let full = Command { full: true, ..Command::default() };
+        let refused = host.control.promote("app", full.clone()).await.unwrap_err();
+        assert!(refused.name == "not-now" && refused.detail.contains("ready again"), "{refused}");
+        host.packed(&hello("1.0.0"));
+        host.packed(&hello("2.0.0"));
+        eventually("it is served again", async || host.get("/hello/").await.status == 200).await;
+        assert_eq!(host.revision("/hello/").await, "2");
+        eventually("so is the candidate", async || host.control.promote("app", full.clone()).await.is_ok())
+            .await;
+        assert_eq!(host.revision("/hello/").await, "3");
+        host.stop().await;
+    });
+}
+
+#[test]
+fn a_rollback_goes_back_whatever_else_is_ready_and_only_once() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let host = Controlled::start(folder.path()).await;
+        for version in ["1.0.0", "2.0.0"] {
+            host.deploy(&hello(version)).await;
+        }
+        let third = host.prepare(&hello("3.0.0")).await.unwrap();
+        let to = |revision: Option<u64>| Command { revision, ..Command::default() };
+        assert_eq!(host.control.rollback("app", to(Some(3))).await.unwrap_err().name, "not-now");
+        let rollout = host.control.rollback("app", to(None)).await.unwrap();
+        assert_eq!(host.revision("/hello/").await, "1");
+        assert_eq!((rollout.candidate, rollout.phase.as_str()), (2, "rolled_back"));
+        assert_eq!(rollout.reason, "back from revision 2 to revision 1");
+        // Said once more it changes nothing, and the way forth is still there.
+        host.control.rollback("app", to(Some(1))).await.unwrap();
+        let rollout = host.control.rollback("app", to(None)).await.unwrap();
+        assert_eq!(host.revision("/hello/").await, "2");
+        assert_eq!(rollout.phase, "succeeded");
+        // What was ready is ready.
+        host.start_rollout("app", third.revision, Strategy::AllAtOnce).await;
+        assert_eq!(host.revision("/hello/").await, "3");
+        let stable = host.status("app").await.stable;
+        host.stop().await;
+        let host = Controlled::start(folder.path()).await;
+        assert_eq!(
+            (host.status("app").await.stable, host.revision("/hello/").await),
+            (stable, "3".to_owned())
+        );
         host.stop().await;
     });
 }

@@ -330,7 +330,15 @@ impl Pins {
             Err(_) if there.is_some_and(|there| there.len() == cached.len()) => return Ok(()),
             Err(_) => self.copy(&path, digest)?,
         };
-        draft.persist(&place).map_err(|error| write(error.error))
+        let drafted = draft.to_path_buf();
+        draft.persist(&place).map_err(|error| write(error.error))?;
+        // Where another pin has just made the same link, renaming does nothing, and leaves the draft.
+        match fs::remove_file(&drafted) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(PinError::Write { path: drafted, source })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A copy of a blob, synced, sharing its blocks where the file system can.

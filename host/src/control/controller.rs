@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use thiserror::Error;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use super::source::{Sources, blocking};
 use super::wire::{
@@ -40,6 +41,8 @@ pub struct Controller {
     apps: Mutex<BTreeMap<String, Arc<Slot>>>,
     /// Every release that may still be in memory: who lets go of a graph looks here whether another has it.
     releases: Releases,
+    /// What is done beside everything else, and waited for when the host ends.
+    background: Mutex<JoinSet<()>>,
 }
 
 /// Why the control plane does not start.
@@ -77,6 +80,7 @@ impl Controller {
             pins: Arc::new(pins),
             apps: Mutex::default(),
             releases: Releases::default(),
+            background: Mutex::default(),
         }))
     }
 
@@ -104,6 +108,13 @@ impl Controller {
         let mut releases = self.releases.lock().unwrap_or_else(PoisonError::into_inner);
         releases.retain(|release| release.strong_count() > 0);
         releases.push(Arc::downgrade(release));
+    }
+
+    /// Does something beside everything else.
+    fn later(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let mut background = self.background.lock().unwrap_or_else(PoisonError::into_inner);
+        while background.try_join_next().is_some() {}
+        background.spawn(work);
     }
 
     /// Lets go of a release in the background: see [`retire`].
@@ -241,3 +252,6 @@ impl Control for Arc<Controller> {
         Box::pin(async move { upload.store(&self.deployer.intake.cache.blobs(), digest).await })
     }
 }
+
+#[cfg(test)]
+mod tests;

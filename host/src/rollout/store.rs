@@ -68,6 +68,9 @@ pub enum StoreError {
 /// Every call waits for the disk: it is to be made where that holds up nobody.
 pub struct Store {
     file: File,
+    /// Whether its disk is full, as far as it knows.
+    #[cfg(test)]
+    pub(crate) full: std::sync::atomic::AtomicBool,
 }
 
 impl Store {
@@ -75,7 +78,12 @@ impl Store {
     ///
     /// Waits some seconds for another process that has it open.
     pub fn open(dir: &Path) -> Result<Store, StoreError> {
-        Ok(Store { file: File::open(dir, PATIENCE)? })
+        let file = File::open(dir, PATIENCE)?;
+        Ok(Store {
+            file,
+            #[cfg(test)]
+            full: Default::default(),
+        })
     }
 
     /// All apps.
@@ -111,6 +119,10 @@ impl Store {
             return Err(StoreError::TooLarge(text));
         }
         let kept = self.file.write(|transaction| {
+            #[cfg(test)]
+            if self.full.load(std::sync::atomic::Ordering::Relaxed) {
+                return Err(redb::Error::Io(std::io::ErrorKind::StorageFull.into()).into());
+            }
             let mut records = transaction.open_table(RECORDS)?;
             if records.len()? >= APPS && records.get(app)?.is_none() {
                 return Ok(false);
@@ -122,7 +134,8 @@ impl Store {
         match kept {
             true => Ok(()),
             false => Err(StoreError::TooLarge(format!(
-                "a host keeps {APPS} apps, and this one has them; remove one first"
+                "a host keeps {APPS} apps, those that were removed among them, and this one has as many; deploy this one \
+                 to another host"
             ))),
         }
     }

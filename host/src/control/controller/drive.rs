@@ -1,7 +1,7 @@
 //! Rollouts: started, looked at and judged, and changed by what people say.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{MutexGuard, watch};
@@ -60,8 +60,13 @@ impl Controller {
                 }
             }
         }
-        let ended = tokio::time::timeout(STOP, async { while ticks.join_next().await.is_some() {} }).await;
-        if ended.is_err() {
+        let ended = tokio::time::timeout(STOP, async {
+            while ticks.join_next().await.is_some() {}
+            let mut background =
+                std::mem::take(&mut *self.background.lock().unwrap_or_else(PoisonError::into_inner));
+            while background.join_next().await.is_some() {}
+        });
+        if ended.await.is_err() {
             tracing::warn!("what became of some apps may not be kept: the disk takes too long");
         }
     }

@@ -73,7 +73,7 @@ impl Controller {
         }
         state.save_again = Some(Instant::now() + AGAIN);
         let (controller, slot, version) = (Arc::clone(self), Arc::clone(slot), state.version);
-        tokio::spawn(async move {
+        self.later(async move {
             if let Err(error) = controller.save(&slot, version).await {
                 tracing::warn!(app = slot.name, %error, "what became of an app is not kept; it is tried again");
             }
@@ -172,7 +172,7 @@ impl Controller {
     /// only.
     pub(super) fn unpin_later(&self, app: &str, revision: u64) {
         let (pins, owner) = (Arc::clone(&self.pins), owner(app, revision));
-        tokio::spawn(async move {
+        self.later(async move {
             let of = owner.clone();
             if let Ok(Err(error)) = blocking(move || pins.unpin(&owner)).await {
                 tracing::warn!(of, %error, "blobs of a revision that is gone are still kept");
