@@ -229,7 +229,8 @@ impl Residency {
                     Entry::Ready(resident) => Some(resident.stay().last_used),
                     Entry::Loading { .. } => None,
                 });
-                let last_used = ready.min().unwrap_or_else(Instant::now);
+                let before = |oldest: Instant| oldest.checked_sub(Duration::from_nanos(1));
+                let last_used = ready.min().and_then(before).unwrap_or_else(Instant::now);
                 // Its room is its own from here on, so that nobody has to make any.
                 drop(self.begin(&mut entries, key, model, model.cost_bytes, Some(last_used)));
             }
