@@ -39,11 +39,13 @@ struct Again {
 }
 
 impl Again {
-    const AT_START: Again = Again {
-        first: Duration::from_secs(600),
-        further: Duration::from_secs(60),
-        is_late: AtomicBool::new(false),
-    };
+    const fn at_start() -> Again {
+        Again {
+            first: Duration::from_secs(600),
+            further: Duration::from_secs(60),
+            is_late: AtomicBool::new(false),
+        }
+    }
 
     async fn in_time<T>(
         &self,
@@ -55,7 +57,7 @@ impl Again {
             self.is_late.store(true, Ordering::Relaxed);
             Err(ControlError::not_deployable(format_args!(
                 "{what} was not brought back within {} s, and the other apps are not kept waiting; what has come is \
-                 kept: deploy it again, or start the host again when its registry answers faster",
+                 kept, and it is tried again: see whether its registry answers",
                 bound.as_secs()
             )))
         })
@@ -98,7 +100,7 @@ impl Sources {
             config: Arc::clone(config),
             cache: cache.clone(),
             registry: OnceCell::new(),
-            again: Again::AT_START,
+            again: Again::at_start(),
         }
     }
 

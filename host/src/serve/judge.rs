@@ -66,7 +66,7 @@ pub(super) fn computes_anew(function: &Function, trace: &mut Trace) -> bool {
     if !is_judged(function, trace) {
         return false;
     }
-    let anew = crate::function::traffic::at_random() % COMPUTED == 0;
+    let anew = crate::function::traffic::at_random().is_multiple_of(COMPUTED);
     trace.division.take_if(|_| !anew);
     anew
 }
