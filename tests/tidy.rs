@@ -7,7 +7,7 @@ use crate::harness::repository;
 
 /// Which top-level modules of the host each one may use, from ARCHITECTURE.md. Two stand for the whole: `host` puts
 /// everything together, and `cli` is at the top.
-const MAY_USE: [(&str, &[&str]); 18] = [
+const MAY_USE: [(&str, &[&str]); 19] = [
     (
         "cli",
         &[
@@ -49,6 +49,7 @@ const MAY_USE: [(&str, &[&str]); 18] = [
         "control",
         &[
             "artifact",
+            "background",
             "config",
             "deploy",
             "function",
@@ -65,13 +66,25 @@ const MAY_USE: [(&str, &[&str]); 18] = [
     ("admin", &["config", "deploy", "function", "serve", "telemetry"]),
     (
         "deploy",
-        &["artifact", "backend", "config", "function", "instance", "key_value", "network", "nn", "telemetry"],
+        &[
+            "artifact",
+            "backend",
+            "background",
+            "config",
+            "function",
+            "instance",
+            "key_value",
+            "network",
+            "nn",
+            "telemetry",
+        ],
     ),
     ("function", &["backend", "instance", "nn", "rollout", "telemetry", "tensor"]),
     ("instance", &["backend", "config", "key_value", "network", "nn", "telemetry", "tensor"]),
     // Host fns work on the state of an instance: the two are one step of the walk.
     ("nn", &["backend", "instance", "telemetry", "tensor"]),
-    ("backend", &["config", "telemetry", "tensor"]),
+    ("backend", &["background", "config", "telemetry", "tensor"]),
+    ("background", &[]),
     ("artifact", &["backend", "config", "network"]),
     ("key_value", &["config", "telemetry"]),
     ("network", &[]),

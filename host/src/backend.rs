@@ -141,6 +141,12 @@ pub trait Backend: Send + Sync {
     /// Where the engine is absent, cannot read the model or has no such device. It never takes another device,
     /// precision or format than the one asked for.
     fn load(&self, model: &ModelFile) -> Result<Arc<dyn Graph>, LoadError>;
+
+    /// Whether it starts no threads while it loads that are to run the model afterwards: the one that loads may then give
+    /// way to others.
+    fn loads_alone(&self) -> bool {
+        false
+    }
 }
 
 /// A model loaded into a backend, shared by every caller that was granted the model.

@@ -19,6 +19,7 @@ use crate::backend::available::ChooseError;
 use crate::backend::batch::check_batchable;
 use crate::backend::residency::{AcquireError, Model, Residency};
 use crate::backend::vet::VetError;
+use crate::background::{self, background};
 use crate::config::Config;
 use crate::function::revision::ModelSummary;
 use crate::function::route::{Route, StaticResponse};
@@ -100,6 +101,8 @@ pub enum ModelError {
     Choose(#[from] ChooseError),
     #[error("backend `{backend}` refuses it: {source}")]
     Vet { backend: &'static str, source: VetError },
+    #[error("it cannot be copied: {0}")]
+    Background(#[from] background::Failed),
     #[error("its calls cannot be joined (`batching`): {0}")]
     Batching(String),
     #[error(transparent)]
@@ -375,11 +378,11 @@ impl Deployer {
     ) -> Result<crate::instance::compile::Compiled, DeployError> {
         let (engines, wasm) = (Arc::clone(&self.engines), fetched.wasm.clone());
         let (digest, folder) = (digest.to_owned(), self.intake.cache.compiled());
-        let compiled = tokio::task::spawn_blocking(move || compile(&engines, &wasm, &digest, &folder)).await;
+        let compiled = background(move || compile(&engines, &wasm, &digest, &folder)).await;
         let failed = |source| DeployError::Compile { path: fetched.name.clone(), source };
         match compiled {
             Ok(compiled) => compiled.map_err(failed),
-            Err(panic) => Err(failed(CompileError::Compile(panic.to_string()))),
+            Err(error) => Err(failed(CompileError::Compile(error.to_string()))),
         }
     }
 

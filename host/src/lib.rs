@@ -19,6 +19,7 @@ pub mod instance;
 pub mod nn;
 // What all use.
 pub mod backend;
+pub mod background;
 pub mod config;
 pub mod key_value;
 pub mod network;

@@ -14,6 +14,7 @@ pub use super::batch::{Batching, Call, Overloaded, Ran, RunError};
 use super::brisk::{Paced, User};
 use super::pool::Pool;
 use super::{Backend, Encoding, ExecutionTarget, LoadError, ModelFile, Precision, Signature, validate};
+use crate::background::background;
 use crate::telemetry::Telemetry;
 use crate::tensor::Tensor;
 
@@ -338,15 +339,20 @@ impl Residency {
         let (backend, file) = (Arc::clone(&model.backend), model.file.clone());
         // A backend cannot be stopped while it loads. What comes when nobody waits for it any more is dropped, and
         // only then is it the next one's turn: callers that try again must not pile up loads.
-        let loading = tokio::task::spawn_blocking(move || {
+        let gives_way = backend.loads_alone();
+        let load = move || {
             let graph = backend.load(&file);
             trim_heap();
             (graph, turn)
-        });
-        let graph = match loading.await {
+        };
+        let loading = match gives_way {
+            true => background(load).await.map_err(|failed| failed.to_string()),
+            false => tokio::task::spawn_blocking(load).await.map_err(|panic| panic.to_string()),
+        };
+        let graph = match loading {
             Ok((Ok(graph), _)) => graph,
             Ok((Err(error), _)) => return Err(Arc::new(error).into()),
-            Err(panic) => return Err(AcquireError::Panicked(panic.to_string())),
+            Err(why) => return Err(AcquireError::Panicked(why)),
         };
         self.telemetry.loaded(model.backend.name(), started.elapsed(), model.cost_bytes);
         tracing::info!(
@@ -456,12 +462,12 @@ impl Residency {
             self.telemetry.evicted(reason, resident.cost_bytes);
             tracing::info!(backend = resident.backend, reason, "graph left memory");
         }
-        let freed = tokio::task::spawn_blocking(move || {
+        let freed = background(move || {
             drop(evicted);
             trim_heap();
         });
-        if let Err(panic) = freed.await {
-            tracing::error!(%panic, "a backend panicked while a graph was freed");
+        if let Err(failed) = freed.await {
+            tracing::error!(%failed, "a graph could not be freed");
         }
     }
 }

@@ -60,6 +60,10 @@ impl Backend for Tract {
         format!("{VERSION} {}", std::env::consts::ARCH)
     }
 
+    fn loads_alone(&self) -> bool {
+        true
+    }
+
     fn load(&self, model: &ModelFile) -> Result<Arc<dyn Graph>, LoadError> {
         Ok(Arc::new(TractGraph::load(model)?))
     }

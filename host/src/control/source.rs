@@ -18,6 +18,7 @@ use crate::artifact::registry::{Options, Pulled, Registry, Report};
 use crate::artifact::signature::policy::Policy;
 use crate::artifact::signature::transfer::verified;
 use crate::artifact::{modelpack, unpack};
+use crate::background::background;
 use crate::config::{self, Config};
 use crate::deploy::Interface;
 
@@ -173,7 +174,7 @@ impl Sources {
     pub async fn kept(&self, digest: Digest, reference: Option<Reference>) -> Result<Image, ControlError> {
         let blobs = self.cache.blobs().afresh();
         let store = blobs.clone();
-        let read = blocking(move || {
+        let read = long(move || {
             let Some(bytes) = store.read(&digest, MAX_MANIFEST_BYTES).map_err(unreadable)? else {
                 return Err(missing(&digest));
             };
@@ -235,7 +236,7 @@ impl Sources {
         let name = image.reference.as_ref().map_or_else(|| image.digest.to_string(), ToString::to_string);
         let (blobs, layers, variables) = (image.blobs.clone(), image.manifest.clone(), variables.clone());
         let max_unpacked_bytes = self.config.registry.max_artifact_mib << 20;
-        let unpacked = blocking(move || {
+        let unpacked = long(move || {
             let environment = &config::variable;
             let options = unpack::Options {
                 name: &name,
@@ -328,6 +329,11 @@ pub async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|_| ControlError::internal("a task of the host failed; its log says more".to_owned()))
+}
+
+/// Does what reads or writes much of that.
+pub async fn long<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ControlError> {
+    background(work).await.map_err(ControlError::internal)
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use crate::backend::available::Backends;
 use crate::backend::residency::{Batching, Model};
 use crate::backend::vet::Vetting;
 use crate::backend::{Encoding, ExecutionTarget, ModelFile, Precision};
+use crate::background::background;
 use crate::config::Config;
 use crate::nn::{GuestModel, TakeIn};
 
@@ -70,9 +71,8 @@ impl Intake {
         let cache = self.cache.clone();
         let (path, weights) = (declared.path.clone(), declared.weights.clone());
         let limit = self.limit();
-        let stored = tokio::task::spawn_blocking(move || cache.store_model(&path, weights.as_deref(), limit))
-            .await
-            .expect("copying a file does not panic")?;
+        let stored = background(move || cache.store_model(&path, weights.as_deref(), limit));
+        let stored = stored.await??;
         let wishes = Wishes {
             encoding: match declared.encoding {
                 manifest::Encoding::Onnx => Encoding::Onnx,

@@ -11,7 +11,7 @@ use super::slot::{Deploying, Loaded, Slot, State};
 use super::{Controller, now_ms};
 use crate::artifact::oci::Digest;
 use crate::control::ControlError;
-use crate::control::source::{App, Image, blocking};
+use crate::control::source::{App, Image, blocking, long};
 use crate::control::wire::{Prepare, Prepared, Progress, Source};
 use crate::deploy::compatibility::{Described, capabilities_grown, interface_breaks};
 use crate::deploy::{Interface, Step};
@@ -283,7 +283,7 @@ impl Controller {
         from: &App,
     ) -> Result<(), ControlError> {
         let (pins, blobs, owner) = (Arc::clone(&self.pins), from.blobs.clone(), owner(app, revision));
-        let pinned = blocking(move || pins.pin(&owner, &digests, &blobs)).await?;
+        let pinned = long(move || pins.pin(&owner, &digests, &blobs)).await?;
         pinned.map_err(|error| ControlError::internal(format_args!("its blobs cannot be kept: {error}")))
     }
 }
