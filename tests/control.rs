@@ -272,9 +272,18 @@ fn a_rollback_goes_back_whatever_else_is_ready_and_only_once() {
         assert_eq!(host.revision("/hello/").await, "1");
         assert_eq!((rollout.candidate, rollout.phase.as_str()), (2, "rolled_back"));
         assert_eq!(rollout.reason, "back from revision 2 to revision 1");
+        // What was ready was compared with the revision that was live then.
+        let start = || Start { revision: 3, plan: Plan::of(Strategy::AllAtOnce), message: None };
+        assert_eq!(host.control.start("app", start()).await.unwrap_err().name, "not-now");
         // Said once more it changes nothing, and the way forth is still there.
-        host.control.rollback("app", to(Some(1))).await.unwrap();
-        let rollout = host.control.rollback("app", to(None)).await.unwrap();
+        for again in [None, Some(1)] {
+            let rollout = host.control.rollback("app", to(again)).await.unwrap();
+            assert_eq!(
+                (host.revision("/hello/").await.as_str(), rollout.phase.as_str()),
+                ("1", "rolled_back")
+            );
+        }
+        let rollout = host.control.rollback("app", to(Some(2))).await.unwrap();
         assert_eq!(host.revision("/hello/").await, "2");
         assert_eq!(rollout.phase, "succeeded");
         // What was ready is ready.

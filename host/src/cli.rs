@@ -113,11 +113,27 @@ const PYTHON: &str = "python3";
 /// program ends with.
 pub fn run() -> ExitCode {
     let cli = Cli::parse_from(trigger::arguments());
+    // A host goes on whoever reads what it says.
+    if !matches!(cli.command, Command::Up(_) | Command::Serve(_) | Command::Trigger(_)) {
+        end_with_the_reader();
+    }
     let trouble = if matches!(cli.command, Command::Diff(_)) { diff::TROUBLE } else { 1 };
     execute(cli).unwrap_or_else(|error| {
         eprintln!("error: {}", progress::harmless(&format_args!("{error:#}")));
         ExitCode::from(trouble)
     })
+}
+
+/// Ends without a word where who reads the output has enough of it, such as `head`.
+fn end_with_the_reader() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let text = panic.payload().downcast_ref::<String>().map_or("", String::as_str);
+        if text.starts_with("failed printing to stdout") && text.contains("Broken pipe") {
+            std::process::exit(0);
+        }
+        usual(panic);
+    }));
 }
 
 fn execute(cli: Cli) -> anyhow::Result<ExitCode> {

@@ -21,7 +21,7 @@ mod shadow;
 /// Names an app on hosts.
 #[derive(Args, Clone, Debug)]
 struct AppOnHosts {
-    /// The app, or one of its functions as APP/FUNCTION.
+    /// The app; of APP/FUNCTION, the app is meant as well.
     app: String,
     #[command(flatten)]
     hosts: HostArgs,
@@ -189,6 +189,11 @@ async fn command_all(
 /// Where no host is known.
 pub async fn remove(args: RemoveArgs, config: &Config, progress: &Progress) -> anyhow::Result<ExitCode> {
     let app = args.of.app().to_owned();
+    if args.of.app != app {
+        anyhow::bail!(
+            "a function goes with its app alone: `tenon remove {app}` takes all of it out of service"
+        );
+    }
     let told = on_all(&args.of, config, progress, move |client| {
         let app = app.clone();
         async move { client.remove(&app).await }

@@ -349,7 +349,7 @@ mod tests {
         let begun = std::time::Instant::now();
         let error = again.in_time("model `m`", never()).await.unwrap_err().to_string();
         assert!(
-            error.contains("model `m` was not brought back") && error.contains("deploy it again"),
+            error.contains("model `m` was not brought back") && error.contains("it is tried again"),
             "{error}"
         );
         assert!(begun.elapsed() >= first);

@@ -47,7 +47,7 @@ pub enum AnswerError {
     Overloaded,
     #[error("the host is shutting down")]
     Draining,
-    #[error("nothing is deployed yet")]
+    #[error("nothing is served yet: nothing was deployed, or it is still being brought back")]
     NothingDeployed,
     #[error(transparent)]
     Call(#[from] CallError),

@@ -208,7 +208,7 @@ fn judge(answer: &Answered, question: &Question) -> What {
         },
         404 => What::Absent,
         // A host says so until it was first deployed to.
-        503 if text(&answer.body).contains("nothing is deployed yet") => What::Absent,
+        503 if text(&answer.body).contains("nothing is served yet") => What::Absent,
         _ => wrong(text(&answer.body)),
     }
 }

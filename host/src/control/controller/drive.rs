@@ -190,11 +190,17 @@ impl Controller {
                 "revision {revision} of `{app}` is not ready to take traffic; deploy it anew"
             )));
         }
+        if !state.is_compared() {
+            return Err(ControlError::not_now(format_args!(
+                "revision {revision} of `{app}` was compared with another revision than the one that is live now, since \
+                 somebody went back meanwhile; deploy it anew"
+            )));
+        }
         plan.check().map_err(ControlError::invalid)?;
         if plan.shadow.capture && !self.deployer.config.control.allow_capture {
             return Err(ControlError::not_allowed(
                 "the plan would keep what callers sent (`shadow.capture`), which this host does not allow: leave it out, \
-                 or have its operator set `control.allow_capture` in host.toml",
+                 or have its operator set `control.allow_capture` in host.toml and start it again",
             ));
         }
         let mut record = state.record.clone();
@@ -249,6 +255,12 @@ impl Controller {
             drop(state);
             return self.told(app, None, |rollout| rollout.rollback(reason, now_ms())).await;
         }
+        if command.revision.is_none() && state.record.former > state.record.stable && state.stable().is_some()
+        {
+            // Said once more, by somebody else or by a caller who heard no answer: that is no way to what was gone back
+            // from.
+            return state.status().ok_or_else(|| ControlError::rollout_not_found(app));
+        }
         let Some(to) = command.revision.or(state.record.former) else {
             // There is nothing to go back to but what was before it was made ready.
             let Some((prepared, _)) = state.prepared else {
@@ -268,7 +280,8 @@ impl Controller {
         }
         if !state.loaded.contains_key(&to) {
             return Err(ControlError::not_now(format_args!(
-                "revision {to} of `{app}` is no longer in memory; deploy its digest anew, which `tenon status` tells"
+                "revision {to} of `{app}` is no longer in memory (`rollback_window_s` of its successor's plan is over); deploy \
+                 it anew, by its reference or from its `spin.toml`"
             )));
         }
         if state.record.stable == Some(to) {

@@ -94,7 +94,7 @@ impl Controller {
     ) -> Result<(u64, bool, bool), ControlError> {
         let digest = image.digest.to_string();
         let _turn: Deploying<'_> = slot.deploy(&format!("of {digest}"))?;
-        let revision = {
+        let (revision, compared_with) = {
             let mut state = slot.state.lock().await;
             if let Some(found) = same(&state, &digest, request) {
                 return Ok(found);
@@ -112,10 +112,10 @@ impl Controller {
             // Taken and kept at once, so that no number is ever given twice.
             let revision = state.record.next_revision;
             state.record.next_revision += 1;
-            let version = state.changed([]);
+            let (version, compared_with) = (state.changed([]), state.record.stable);
             drop(state);
             self.save(slot, version).await?;
-            revision
+            (revision, compared_with)
         };
         let release = self.release(&app, revision, digest.clone(), reporter).await?;
         self.check_conflicts(&slot.name, &release)?;
@@ -154,7 +154,7 @@ impl Controller {
         let App { manifest, interfaces, blobs, .. } = app;
         let (manifest, interfaces) = (Arc::new(manifest), Arc::new(interfaces));
         state.loaded.insert(revision, Loaded { release, manifest, interfaces, _blobs: blobs });
-        state.prepared = Some((revision, Instant::now()));
+        (state.prepared, state.compared_with) = (Some((revision, Instant::now())), compared_with);
         Ok((revision, false, false))
     }
 
@@ -303,7 +303,8 @@ fn same(state: &State, digest: &str, request: &Prepare) -> Option<(u64, bool, bo
     if let Some(revision) = candidate.filter(is_same) {
         return Some((revision, true, false));
     }
-    if let Some(revision) = state.prepared.map(|(revision, _)| revision).filter(is_same) {
+    let prepared = state.prepared.filter(|_| state.is_compared());
+    if let Some(revision) = prepared.map(|(revision, _)| revision).filter(is_same) {
         return Some((revision, true, false));
     }
     // One that could not be made ready again is not live, and deploying it once more serves it.

@@ -40,6 +40,8 @@ pub(super) struct State {
     pub(super) loaded: BTreeMap<u64, Loaded>,
     /// A revision that is ready and takes no traffic yet, and since when.
     pub(super) prepared: Option<(u64, Instant)>,
+    /// The stable revision that it was compared with: what it may do more, and whose callers it may break.
+    pub(super) compared_with: Option<u64>,
     /// What had been counted at the last look, of the stable revision's functions and the candidate's.
     pub(super) counted: BTreeMap<String, (Tally, Tally)>,
     /// How calls were divided then: what is counted begins anew with every division.
@@ -166,7 +168,7 @@ impl State {
             )));
         }
         match self.prepared {
-            Some((revision, since)) if since.elapsed() < ready_for => {
+            Some((revision, since)) if since.elapsed() < ready_for && self.is_compared() => {
                 let age = since.elapsed();
                 let left = ready_for.saturating_sub(age).as_secs() + 1;
                 Err(ControlError::busy(format_args!(
@@ -177,6 +179,11 @@ impl State {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether the revision that is ready was compared with the one that it would take the place of.
+    pub(super) fn is_compared(&self) -> bool {
+        self.compared_with == self.record.stable
     }
 
     /// How calls are to be divided by what a record says; `None` where there is no stable revision.
