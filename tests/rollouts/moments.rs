@@ -175,6 +175,15 @@ fn a_canary_goes_on_by_itself_where_it_stood_when_its_host_was_killed() {
         stage.control.start("staged", prepared.revision, &plan).await?.done()?;
         let before = until(&stage.control, |told| told["rollout"]["weight"] == 5_000).await?;
         assert_eq!((phase(&before), &before["stable"]), ("progressing", &json!(stable)));
+        // The step shows in the history once the disk has it; a host that is killed before takes it again.
+        let steps = async || {
+            let history = stage.control.get("/v1/apps/staged/history?limit=100").await?;
+            let events = history.as_array().into_iter().flatten();
+            anyhow::Ok(events.filter(|entry| entry["event"] == "weight").count())
+        };
+        while steps().await? < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         stage.host.kill().await?;
         let _ = load.finish().await;
         stage.host.start().await?;
