@@ -207,7 +207,8 @@ async fn check(answer: impl Fn(&Asked, &[u8]) -> Reply + Send + Sync + 'static, 
 #[tokio::test]
 async fn layers_that_are_not_what_the_manifest_says_are_refused() {
     let bench = check(|_, bytes| Reply::new(200, noise(bytes.len(), 9)), &["has the digest sha256:"]).await;
-    assert_eq!(bench.partial(), [0; 0]);
+    // What came beside it, the config's two bytes, may be left where it was.
+    assert!(bench.partial().iter().all(|bytes| *bytes == 2), "{:?}", bench.partial());
     check(|_, bytes| Reply::new(200, &bytes[..1000]), &["has 1000 bytes at the registry", "300000 bytes in"])
         .await;
     check(|_, bytes| Reply::new(200, &bytes[..1000]).unannounced(), &["bytes at the registry", "tried 4"])
