@@ -1,8 +1,7 @@
 //! Long work that calls should notice nothing of: in threads that give way to those that answer calls.
 
-use std::any::Any;
 use std::io;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use thiserror::Error;
 use tokio::sync::oneshot;
@@ -30,17 +29,21 @@ pub async fn background<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'st
     let started = thread.spawn(move || {
         // Linux counts niceness by threads. Where it is refused, the work is done all the same.
         let _ = rustix::process::nice(NICER);
-        let done = std::panic::catch_unwind(AssertUnwindSafe(work));
-        let _ = sender.send(done.map_err(|panic| Failed::Panicked(said(panic.as_ref()))));
+        let _ = sender.send(caught(work).map_err(Failed::Panicked));
     });
     started.map_err(Failed::NoThread)?;
     receiver.await.unwrap_or_else(|_| Err(Failed::Panicked("its thread is gone".to_owned())))
 }
 
-fn said(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "it did not say why".to_owned())
+/// Runs `work`; a panic becomes its message.
+///
+/// # Errors
+/// Where `work` panics.
+pub fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
+    })
 }
 
 #[cfg(test)]

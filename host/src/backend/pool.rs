@@ -1,7 +1,6 @@
 //! The threads that run inferences: a bounded number, away from the async threads.
 
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,6 +10,7 @@ use tokio::sync::oneshot;
 
 use super::brisk::Brisk;
 use super::{Cancel, Graph, InferError};
+use crate::background::caught;
 use crate::tensor::Tensor;
 
 /// The stack in bytes of every thread that loads or runs models. A model that nests deeply is tried out on exactly
@@ -182,17 +182,6 @@ impl Timed {
     fn cancelled() -> Timed {
         Timed { outputs: Err(InferError::Cancelled), began: Instant::now(), took: Duration::ZERO }
     }
-}
-
-/// Runs `work`; a panic becomes its message.
-///
-/// # Errors
-/// Where `work` panics.
-pub fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
-        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-        text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
-    })
 }
 
 /// Raises a cancellation unless it was taken out before.

@@ -20,11 +20,12 @@ use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::available::{Backends, Libraries};
-use super::pool::{STACK_BYTES, caught};
+use super::pool::STACK_BYTES;
 use super::residency::trim_heap;
 use super::{
     Backend, Cancel, Encoding, ExecutionTarget, Graph, LoadError, ModelFile, Port, Precision, Signature,
 };
+use crate::background::caught;
 use crate::tensor::{Datatype, Tensor};
 
 /// The argument that makes the `tenon` program a vetting child.

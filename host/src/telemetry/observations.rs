@@ -68,8 +68,8 @@ impl Observations {
         self.watched.load(Ordering::Relaxed)
     }
 
-    /// Counts a call: how it ended, how long it took, which is nothing where its answer was kept from another, and what
-    /// memory its instance used, where that is known.
+    /// Counts a call: how it ended, how long it took, which is nothing where its caller has left the rest of its answer,
+    /// and what memory its instance used, where that is known.
     pub fn record(&self, outcome: Outcome, took: Duration, memory_bytes: Option<u64>) {
         if let Some(cells) = self.cells() {
             cells.record(outcome, took, memory_bytes);

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::join;
-use crate::backend::pool::caught;
 use crate::backend::validate::shape_text;
 use crate::backend::{Cancel, Graph, InferError, Port, Precision, Signature};
+use crate::background::caught;
 use crate::tensor::{Datatype, Tensor};
 
 /// Whether every input and output has a first dimension that callers choose.

@@ -1,10 +1,9 @@
 //! Where the control API is served: an address, a local socket, or both; until it is told to stop.
 
-use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -13,6 +12,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::places::{Share, Shares};
 use super::socket::{Socket, SocketError};
 use super::{Api, Served, WAITS, Waits, Way};
 use crate::config::Config;
@@ -154,40 +154,10 @@ impl Listening {
     }
 }
 
-/// The connections of each address.
-#[derive(Clone, Default)]
-struct Addresses(Arc<Mutex<HashMap<IpAddr, usize>>>);
-
 /// A connection's place, among all and among those of its address.
 struct Place {
     _place: OwnedSemaphorePermit,
-    address: IpAddr,
-    addresses: Addresses,
-}
-
-impl Addresses {
-    /// A place for one more connection of an address; `None` where it has enough.
-    fn take(&self, address: IpAddr, place: OwnedSemaphorePermit) -> Option<Place> {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(address).or_default();
-        if *count == CONNECTIONS_OF_ONE {
-            return None;
-        }
-        *count += 1;
-        Some(Place { _place: place, address, addresses: self.clone() })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut counts = self.addresses.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.address);
-            }
-        }
-    }
+    _share: Share<IpAddr>,
 }
 
 async fn serve_tcp(
@@ -196,7 +166,7 @@ async fn serve_tcp(
     connections: Arc<Connections>,
     mut stopping: watch::Receiver<bool>,
 ) {
-    let (places, addresses) = (Arc::new(Semaphore::new(CONNECTIONS)), Addresses::default());
+    let (places, addresses) = (Arc::new(Semaphore::new(CONNECTIONS)), Shares::default());
     let closing = stopping.clone();
     let mut open = JoinSet::new();
     loop {
@@ -217,7 +187,8 @@ async fn serve_tcp(
         };
         // IPv4 addresses that come over IPv6 are what they are.
         let address = client.ip().to_canonical();
-        let Some(place) = addresses.take(address, place) else { continue };
+        let Some(share) = addresses.take(address, CONNECTIONS_OF_ONE) else { continue };
+        let place = Place { _place: place, _share: share };
         let (api, connections, closing) = (Arc::clone(&api), Arc::clone(&connections), closing.clone());
         open.spawn(async move {
             let answer = answering(api, Way::Tcp(address));

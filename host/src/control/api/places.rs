@@ -1,6 +1,7 @@
 //! Places for what is under way. What may take long has its own, so that a rollback always finds one.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -33,18 +34,53 @@ pub(super) struct Places {
     commands: Arc<Semaphore>,
     reserved: Arc<Semaphore>,
     uploads: Arc<Semaphore>,
-    senders: Senders,
+    senders: Shares<String>,
 }
-
-/// How many blobs each caller is sending.
-#[derive(Clone, Default)]
-struct Senders(Arc<Mutex<HashMap<String, usize>>>);
 
 /// A blob's place, among all and among those of its caller.
 pub(super) struct Uploading {
     _place: OwnedSemaphorePermit,
-    sender: String,
-    senders: Senders,
+    _share: Share<String>,
+}
+
+/// How many places each has, of those that have any.
+pub(super) struct Shares<K>(Arc<Mutex<HashMap<K, usize>>>);
+
+/// A place of one of them, given back when dropped.
+pub(super) struct Share<K: Eq + Hash> {
+    of: K,
+    shares: Arc<Mutex<HashMap<K, usize>>>,
+}
+
+impl<K> Default for Shares<K> {
+    fn default() -> Self {
+        Shares(Arc::default())
+    }
+}
+
+impl<K: Eq + Hash + Clone> Shares<K> {
+    /// One more place of `of`; `None` where it has the most that it may have.
+    pub(super) fn take(&self, of: K, most: usize) -> Option<Share<K>> {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(of.clone()).or_default();
+        if *count == most {
+            return None;
+        }
+        *count += 1;
+        Some(Share { of, shares: Arc::clone(&self.0) })
+    }
+}
+
+impl<K: Eq + Hash> Drop for Share<K> {
+    fn drop(&mut self) {
+        let mut counts = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.of) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.of);
+            }
+        }
+    }
 }
 
 impl Places {
@@ -56,7 +92,7 @@ impl Places {
             commands: of(COMMANDS),
             reserved: of(RESERVED),
             uploads: of(UPLOADS),
-            senders: Senders::default(),
+            senders: Shares::default(),
         }
     }
 
@@ -99,16 +135,13 @@ impl Places {
                 "{UPLOADS} blobs are being sent to this host at this moment; try again when one is done"
             ))
         })?;
-        let mut counts = self.senders.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(sender.to_owned()).or_default();
-        if *count == UPLOADS_OF_ONE {
-            return Err(ControlError::overloaded(format_args!(
+        let share = self.senders.take(sender.to_owned(), UPLOADS_OF_ONE).ok_or_else(|| {
+            ControlError::overloaded(format_args!(
                 "{UPLOADS_OF_ONE} blobs are being sent {sender} at this moment, which is the share of one caller; try \
                  again when one is done"
-            )));
-        }
-        *count += 1;
-        Ok(Uploading { _place: place, sender: sender.to_owned(), senders: self.senders.clone() })
+            ))
+        })?;
+        Ok(Uploading { _place: place, _share: share })
     }
 
     /// Every kind, and how many places it has.
@@ -133,18 +166,6 @@ impl Places {
     #[cfg(test)]
     pub(super) fn taken(&self) -> usize {
         self.all().iter().map(|(places, count)| *count as usize - places.available_permits()).sum()
-    }
-}
-
-impl Drop for Uploading {
-    fn drop(&mut self) {
-        let mut counts = self.senders.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.sender) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.sender);
-            }
-        }
     }
 }
 

@@ -87,7 +87,7 @@ impl Cells {
     pub(super) fn record(&self, outcome: Outcome, took: Duration, memory_bytes: Option<u64>) {
         add(&self.outcomes[place(outcome)]);
         // What failed at once must not make the candidate look fast, nor what was ended at its deadline slow; and an
-        // answer that was kept says nothing of how long one takes.
+        // answer that nobody took to its end has no time.
         if outcome == Outcome::Success && !took.is_zero() {
             let nanoseconds = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
             add(&self.latency[usize::from(bucket(nanoseconds).unsigned_abs())]);
