@@ -1,16 +1,16 @@
 //! Short inferences, which run on the thread of their caller: a change of thread and back takes longer than they do.
 //!
-//! Nobody else waits for a thread that is busy so: tokio is told, and has another take its place. That is a change of
-//! thread as well, if one that the caller need not wait for, so under load the pool is better. And what a guest asks
-//! for may take long all of a sudden: this is for graphs that were quick of late, one run at a time, while no other
-//! instance has a graph, under a watch that raises the cancellation at the deadline.
+//! What a guest asks for may take long all of a sudden. So this is for graphs that were quick of late, with inputs of the
+//! same shapes, never on all threads of the runtime at once, and under a watch. A run that turns out long is stopped at
+//! its deadline; until then the watch has the other threads look for what there is to do, for it may be that all of them
+//! sleep and rely on the one that is busy.
 
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::runtime::Handle;
 
 use super::pool::{Timed, run_timed};
 use super::{Cancel, Graph, InferError, Signature};
@@ -29,22 +29,51 @@ const MOST_SHOWN: u32 = 4 * SHOWN;
 const TICK: Duration = Duration::from_millis(1);
 
 /// Ticks without a run after which the watch sleeps: under load it must not be woken for every run.
-const IDLE_TICKS: u32 = 200;
+const IDLE_TICKS: u32 = 20;
+
+/// Ticks after which a run is long, and others are told to look after its thread's work.
+const LONG_TICKS: u32 = 2;
 
 /// A graph whose runs are timed.
 pub struct Paced {
     graph: Arc<dyn Graph>,
-    short: AtomicU32,
+    /// The form of the latest inputs in the upper half, in the lower how many short runs it has in hand.
+    shown: AtomicU64,
 }
 
 impl Paced {
     pub fn new(graph: Arc<dyn Graph>) -> Paced {
-        Paced { graph, short: AtomicU32::new(0) }
+        Paced { graph, shown: AtomicU64::new(0) }
     }
 
-    fn is_brisk(&self) -> bool {
-        self.short.load(Ordering::Relaxed) >= SHOWN
+    fn is_brisk(&self, inputs: &[Tensor]) -> bool {
+        let (form, short) = parted(self.shown.load(Ordering::Relaxed));
+        short >= SHOWN && form == form_of(inputs)
     }
+
+    fn note(&self, form: u32, is_short: bool) {
+        let _ = self.shown.try_update(Ordering::Relaxed, Ordering::Relaxed, |shown| {
+            let (before, short) = parted(shown);
+            let short = if before == form { short } else { 0 };
+            let short = if is_short { (short + 1).min(MOST_SHOWN) } else { short.saturating_sub(SHOWN) };
+            let now = u64::from(form) << 32 | u64::from(short);
+            (now != shown).then_some(now)
+        });
+    }
+}
+
+fn parted(shown: u64) -> (u32, u32) {
+    ((shown >> 32) as u32, shown as u32)
+}
+
+/// What tells inputs of other shapes apart, nearly always.
+fn form_of(inputs: &[Tensor]) -> u32 {
+    let numbers = inputs.iter().flat_map(|input| input.shape().iter().copied().chain([input.data().len()]));
+    // FNV-1a, a number at a time.
+    let hash = numbers.fold(0xcbf2_9ce4_8422_2325_u64, |hash, number| {
+        (hash ^ number as u64).wrapping_mul(0x100_0000_01b3).rotate_left(23)
+    });
+    (hash >> 32) as u32 ^ hash as u32
 }
 
 impl Graph for Paced {
@@ -61,31 +90,16 @@ impl Graph for Paced {
     }
 
     fn run(&self, inputs: Vec<Tensor>, cancel: &Cancel) -> Result<Vec<Tensor>, InferError> {
+        let form = form_of(&inputs);
         let started = Instant::now();
         let outputs = self.graph.run(inputs, cancel);
-        let is_short = outputs.is_ok() && started.elapsed() <= SHORT;
-        let _ = self.short.try_update(Ordering::Relaxed, Ordering::Relaxed, |short| {
-            let now = if is_short { (short + 1).min(MOST_SHOWN) } else { short.saturating_sub(SHOWN) };
-            (now != short).then_some(now)
-        });
+        self.note(form, outputs.is_ok() && started.elapsed() <= SHORT);
         outputs
     }
 }
 
-/// The run on its caller's thread, and the thread that watches over its deadline.
-pub struct Brisk {
-    shared: Arc<Shared>,
-    users: Arc<AtomicUsize>,
-}
-
-/// Whoever may ask for inferences.
-pub struct User(Arc<AtomicUsize>);
-
-impl Drop for User {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
+/// The runs on their callers' threads, and the thread that watches over them.
+pub struct Brisk(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
@@ -95,9 +109,20 @@ struct Shared {
 
 #[derive(Default)]
 struct Watched {
-    run: Option<(Instant, Arc<Cancel>)>,
+    runs: Vec<Running>,
+    next: u64,
     asleep: bool,
     closed: bool,
+}
+
+struct Running {
+    number: u64,
+    deadline: Instant,
+    /// What stops it; absent once it was told to.
+    cancel: Option<Arc<Cancel>>,
+    /// The runtime one of whose threads it keeps busy.
+    runtime: Handle,
+    ticks: u32,
 }
 
 impl Brisk {
@@ -107,16 +132,10 @@ impl Brisk {
         let shared = Arc::new(Shared::default());
         let watching = Arc::clone(&shared);
         thread::Builder::new().name("infer-watch".to_owned()).spawn(move || watching.watch())?;
-        Ok(Brisk { shared, users: Arc::default() })
+        Ok(Brisk(shared))
     }
 
-    /// Counts one who may ask for inferences, for as long as this is held.
-    pub fn user(&self) -> User {
-        self.users.fetch_add(1, Ordering::Relaxed);
-        User(Arc::clone(&self.users))
-    }
-
-    /// Runs the graph here and now if that is in order; gives the inputs back where it is not. The caller is a user.
+    /// Runs the graph here and now if that is in order; gives the inputs back where it is not.
     ///
     /// # Errors
     /// The inputs, where the graph is to run elsewhere.
@@ -127,41 +146,48 @@ impl Brisk {
         cancel: &Arc<Cancel>,
         deadline: Instant,
     ) -> Result<Timed, Vec<Tensor>> {
-        // Only a runtime of several threads can have another take the place of this one.
-        let replaceable =
-            || Handle::try_current().is_ok_and(|tokio| tokio.runtime_flavor() == RuntimeFlavor::MultiThread);
-        let alone = self.users.load(Ordering::Relaxed) == 1;
-        if !alone || !graph.is_brisk() || !graph.runs_on_caller() || !replaceable() {
+        if !graph.is_brisk(&inputs) || !graph.runs_on_caller() {
             return Err(inputs);
         }
-        let _watch = self.watch(cancel, deadline);
-        Ok(tokio::task::block_in_place(|| run_timed(graph, inputs, cancel)))
+        let Some(_watch) = self.watch(cancel, deadline) else { return Err(inputs) };
+        Ok(run_timed(graph, inputs, cancel))
     }
 
-    fn watch(&self, cancel: &Arc<Cancel>, deadline: Instant) -> Watch<'_> {
-        let mut watched = self.shared.lock();
-        watched.run = Some((deadline, Arc::clone(cancel)));
+    /// `None` where no thread would be left for anything else.
+    fn watch(&self, cancel: &Arc<Cancel>, deadline: Instant) -> Option<Watch<'_>> {
+        let runtime = Handle::try_current().ok()?;
+        let most = runtime.metrics().num_workers().saturating_sub(1);
+        let mut watched = self.0.lock();
+        if watched.runs.len() >= most {
+            return None;
+        }
+        let number = watched.next;
+        watched.next += 1;
+        watched.runs.push(Running { number, deadline, cancel: Some(Arc::clone(cancel)), runtime, ticks: 0 });
         if watched.asleep {
             watched.asleep = false;
-            self.shared.wake.notify_one();
+            self.0.wake.notify_one();
         }
-        Watch(&self.shared)
+        Some(Watch { shared: &self.0, number })
     }
 }
 
 impl Drop for Brisk {
     fn drop(&mut self) {
-        self.shared.lock().closed = true;
-        self.shared.wake.notify_one();
+        self.0.lock().closed = true;
+        self.0.wake.notify_one();
     }
 }
 
 /// A run that is watched until this is dropped.
-struct Watch<'a>(&'a Shared);
+struct Watch<'a> {
+    shared: &'a Shared,
+    number: u64,
+}
 
 impl Drop for Watch<'_> {
     fn drop(&mut self) {
-        self.0.lock().run = None;
+        self.shared.lock().runs.retain(|run| run.number != self.number);
     }
 }
 
@@ -174,18 +200,31 @@ impl Shared {
         let mut idle = 0;
         let mut watched = self.lock();
         while !watched.closed {
-            if watched.run.is_none() && idle >= IDLE_TICKS {
+            if watched.runs.is_empty() && idle >= IDLE_TICKS {
                 watched.asleep = true;
                 watched = self.wake.wait(watched).unwrap_or_else(PoisonError::into_inner);
                 idle = 0;
                 continue;
             }
-            idle = if watched.run.is_none() { idle + 1 } else { 0 };
-            let due = watched.run.take_if(|(deadline, _)| *deadline <= Instant::now());
+            idle = if watched.runs.is_empty() { idle + 1 } else { 0 };
+            let (mut due, mut long) = (Vec::new(), Vec::new());
+            let now = Instant::now();
+            for run in &mut watched.runs {
+                run.ticks = run.ticks.saturating_add(1);
+                if run.ticks >= LONG_TICKS {
+                    long.push(run.runtime.clone());
+                }
+                due.extend(run.cancel.take_if(|_| run.deadline <= now));
+            }
             drop(watched);
             // Without the lock: a run that ends must not wait for what stops it.
-            if let Some((_, cancel)) = due {
+            for cancel in due {
                 cancel.raise();
+            }
+            for runtime in long {
+                // A thread that sleeps wakes up for it, and then waits for sockets and timers, which may have been what
+                // the busy one did.
+                runtime.spawn(async {});
             }
             thread::sleep(TICK);
             watched = self.lock();
@@ -196,6 +235,7 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tensor::Datatype;
 
     /// Is quick until it is told not to be, and then runs until it is cancelled.
     struct Moody {
@@ -230,46 +270,80 @@ mod tests {
         Arc::new(Moody { signature: Signature::default(), stuck: false.into() })
     }
 
-    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    fn input(elements: usize) -> Vec<Tensor> {
+        let data = vec![0; elements].into();
+        vec![Tensor::new(Datatype::Uint8, vec![elements], data).unwrap()]
+    }
+
+    fn shown(graph: &Arc<Moody>) -> Arc<Paced> {
+        let paced = Arc::new(Paced::new(graph.clone()));
+        while !paced.is_brisk(&input(8)) {
+            paced.run(input(8), &Cancel::default()).unwrap();
+        }
+        paced
+    }
+
+    fn run(brisk: &Brisk, graph: &Paced, elements: usize) -> Result<Timed, Vec<Tensor>> {
+        let deadline = Instant::now() + Duration::from_millis(50);
+        brisk.run(graph, input(elements), &Arc::new(Cancel::at(deadline)), deadline)
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn what_was_quick_of_late_runs_here_and_is_stopped_in_time() {
         let (graph, brisk) = (moody(), Brisk::start().unwrap());
-        let paced = Arc::new(Paced::new(graph.clone()));
-        // On a worker of the runtime: `block_in_place` has others take over there.
         let on_a_worker = async move {
-            let run = |paced: &Paced| {
-                let deadline = Instant::now() + Duration::from_millis(50);
-                brisk.run(paced, Vec::new(), &Arc::new(Cancel::at(deadline)), deadline)
-            };
-            let _user = brisk.user();
-            assert!(run(&paced).is_err(), "it has yet to show that it is quick");
-            while !paced.is_brisk() {
-                paced.run(Vec::new(), &Cancel::default()).unwrap();
-            }
-            let other = brisk.user();
-            assert!(run(&paced).is_err(), "there is another");
-            drop(other);
-            assert!(run(&paced).is_ok_and(|run| run.outputs.is_ok()));
+            assert!(
+                run(&brisk, &Paced::new(graph.clone()), 8).is_err(),
+                "it has yet to show that it is quick"
+            );
+            let paced = shown(&graph);
+            assert!(run(&brisk, &paced, 8).is_ok_and(|run| run.outputs.is_ok()));
+            assert!(run(&brisk, &paced, 9).is_err(), "with other shapes it has yet to show it");
             graph.stuck.store(true, Ordering::Relaxed);
-            let others = tokio::spawn(tokio::time::sleep(Duration::from_millis(1)));
             let started = Instant::now();
-            assert!(matches!(run(&paced), Ok(Timed { outputs: Err(InferError::Cancelled), .. })));
+            assert!(matches!(run(&brisk, &paced, 8), Ok(Timed { outputs: Err(InferError::Cancelled), .. })));
             assert!((50..150).contains(&started.elapsed().as_millis()), "{:?}", started.elapsed());
-            assert!(others.is_finished(), "the only worker was replaced meanwhile");
-            assert!(run(&paced).is_err(), "it was not quick");
+            assert!(run(&brisk, &paced, 8).is_err(), "it was not quick");
         };
         tokio::spawn(on_a_worker).await.unwrap();
     }
 
-    #[tokio::test]
-    async fn a_runtime_of_one_thread_is_not_blocked() {
-        let brisk = Brisk::start().unwrap();
-        let paced = Paced::new(moody());
-        for _ in 0..SHOWN {
-            paced.run(Vec::new(), &Cancel::default()).unwrap();
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn others_go_on_while_a_run_is_long() {
+        let (graph, brisk) = (moody(), Arc::new(Brisk::start().unwrap()));
+        let paced = shown(&graph);
+        graph.stuck.store(true, Ordering::Relaxed);
+        // Each waits for a timer that both threads leave to whoever sleeps last.
+        let ticks = Arc::new(AtomicU64::new(0));
+        for _ in 0..4 {
+            let ticks = Arc::clone(&ticks);
+            tokio::spawn(async move {
+                loop {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                    ticks.fetch_add(1, Ordering::Relaxed);
+                }
+            });
         }
-        assert!(paced.is_brisk());
-        let _user = brisk.user();
-        let deadline = Instant::now() + Duration::from_secs(1);
-        assert!(brisk.run(&paced, Vec::new(), &Arc::new(Cancel::at(deadline)), deadline).is_err());
+        let meanwhile = tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let before = ticks.load(Ordering::Relaxed);
+            assert!(run(&brisk, &paced, 8).is_ok_and(|run| run.outputs.is_err()));
+            ticks.load(Ordering::Relaxed) - before
+        });
+        let meanwhile = meanwhile.await.unwrap();
+        assert!(meanwhile > 20, "{meanwhile} ticks in 50 ms");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn the_only_thread_is_not_kept_busy() {
+        let (graph, brisk) = (moody(), Brisk::start().unwrap());
+        let on_a_worker = async move { assert!(run(&brisk, &shown(&graph), 8).is_err()) };
+        tokio::spawn(on_a_worker).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn nor_is_a_runtime_of_one_thread() {
+        let (graph, brisk) = (moody(), Brisk::start().unwrap());
+        assert!(run(&brisk, &shown(&graph), 8).is_err());
     }
 }

@@ -11,7 +11,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use super::batch::timer::Timer;
 use super::batch::{About, Hold, Lane, Scheduler};
 pub use super::batch::{Batching, Call, Overloaded, Ran, RunError};
-use super::brisk::{Paced, User};
+use super::brisk::Paced;
 use super::pool::Pool;
 use super::{Backend, Encoding, ExecutionTarget, LoadError, ModelFile, Precision, Signature, validate};
 use crate::background::background;
@@ -285,8 +285,7 @@ impl Residency {
 
     fn lease(self: &Arc<Self>, resident: Arc<Resident>, model: &Model, cold: bool) -> Lease {
         resident.touch(model.idle_timeout);
-        let (lane, user) = (model.lane(), self.pool.brisk.user());
-        Lease { resident, residency: Arc::clone(self), lane, cold, _user: user }
+        Lease { resident, residency: Arc::clone(self), lane: model.lane(), cold }
     }
 
     fn ready_or_loading(
@@ -509,7 +508,6 @@ pub struct Lease {
     residency: Arc<Residency>,
     lane: Lane,
     cold: bool,
-    _user: User,
 }
 
 impl Lease {
