@@ -42,15 +42,17 @@ pub struct Timed {
 
 struct Shared {
     queue: Mutex<Queue>,
-    ready: Condvar,
+    /// What each thread waits at.
+    ready: Box<[Condvar]>,
     limit: usize,
 }
 
 #[derive(Default)]
 struct Queue {
     work: VecDeque<Work>,
-    /// Threads that wait for work. Only they need a wake-up, which is a call into the kernel.
-    idle: usize,
+    /// Threads that wait for work, the last one that had some on top: the processor's caches and the memory that it has
+    /// taken for itself are warm. Only they need a wake-up, which is a call into the kernel.
+    idle: Vec<usize>,
     closed: bool,
 }
 
@@ -60,16 +62,17 @@ impl Pool {
     /// # Errors
     /// Where the system refuses a thread.
     pub fn start(threads: usize, queue_length: usize) -> std::io::Result<Pool> {
+        let threads = threads.max(1);
         let shared = Arc::new(Shared {
             queue: Mutex::new(Queue::default()),
-            ready: Condvar::new(),
+            ready: (0..threads).map(|_| Condvar::new()).collect(),
             limit: queue_length,
         });
-        let pool = Pool { shared, threads: threads.max(1), brisk: Brisk::start()? };
+        let pool = Pool { shared, threads, brisk: Brisk::start()? };
         for index in 0..pool.threads {
             let shared = Arc::clone(&pool.shared);
             let builder = thread::Builder::new().name(format!("infer-{index}")).stack_size(STACK_BYTES);
-            builder.spawn(move || shared.work())?;
+            builder.spawn(move || shared.work(index))?;
         }
         Ok(pool)
     }
@@ -124,7 +127,7 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.lock().closed = true;
-        self.shared.ready.notify_all();
+        self.shared.ready.iter().for_each(Condvar::notify_one);
     }
 }
 
@@ -139,15 +142,15 @@ impl Shared {
             return false;
         }
         queue.work.push_back(work);
-        let wake = queue.idle > 0;
+        let woken = queue.idle.pop();
         drop(queue);
-        if wake {
-            self.ready.notify_one();
+        if let Some(thread) = woken {
+            self.ready[thread].notify_one();
         }
         true
     }
 
-    fn work(&self) {
+    fn work(&self, thread: usize) {
         loop {
             let mut queue = self.lock();
             let work = loop {
@@ -157,10 +160,13 @@ impl Shared {
                 if queue.closed {
                     return;
                 }
-                queue.idle += 1;
-                queue = self.ready.wait(queue).unwrap_or_else(PoisonError::into_inner);
-                queue.idle -= 1;
+                // Who is woken was taken off the list; another may have taken its work since.
+                if !queue.idle.contains(&thread) {
+                    queue.idle.push(thread);
+                }
+                queue = self.ready[thread].wait(queue).unwrap_or_else(PoisonError::into_inner);
             };
+            queue.idle.retain(|idle| *idle != thread);
             drop(queue);
             work();
         }

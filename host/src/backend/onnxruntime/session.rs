@@ -185,11 +185,13 @@ struct State {
     /// The last one used comes first: its memory is warm.
     free: Vec<Session>,
     made: usize,
+    /// Only who waits needs a wake-up, which is a call into the kernel.
+    waiting: usize,
 }
 
 impl Pool {
     pub(super) fn new(recipe: Recipe, first: Session, limit: usize) -> Pool {
-        let state = Mutex::new(State { free: vec![first], made: 1 });
+        let state = Mutex::new(State { free: vec![first], made: 1, waiting: 0 });
         Pool { recipe, limit: limit.max(1), state, returned: Condvar::new() }
     }
 
@@ -207,8 +209,10 @@ impl Pool {
                 state.made += 1;
                 break;
             }
+            state.waiting += 1;
             let waited = self.returned.wait_timeout(state, CANCEL_CHECK);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            state.waiting -= 1;
         }
         drop(state);
         let session = self.recipe.session().map_err(|reason| {
@@ -245,7 +249,12 @@ impl DerefMut for Lease<'_> {
 
 impl Drop for Lease<'_> {
     fn drop(&mut self) {
-        self.pool.state().free.extend(self.session.take());
-        self.pool.returned.notify_one();
+        let mut state = self.pool.state();
+        state.free.extend(self.session.take());
+        let wake = state.waiting > 0;
+        drop(state);
+        if wake {
+            self.pool.returned.notify_one();
+        }
     }
 }
