@@ -41,13 +41,7 @@ fn element_type(datatype: Datatype) -> TensorElementType {
 /// The inputs of one run. The values point into `lent`, so they are declared, and dropped, before it.
 pub(super) struct Inputs {
     values: Vec<SessionInputValue<'static>>,
-    lent: Vec<Data>,
-}
-
-enum Data {
-    Shared(Bytes),
-    /// For data that does not lie where its elements must: ONNX Runtime reads it as typed arrays.
-    Aligned(Vec<u64>),
+    lent: Vec<Bytes>,
 }
 
 impl Inputs {
@@ -72,8 +66,7 @@ impl Inputs {
     fn lend(&mut self, tensor: Tensor, size: usize) -> Result<DynValue, InferError> {
         let element = element_type(tensor.datatype());
         let shape = shape(&tensor);
-        let data = Data::new(tensor.into_data(), size);
-        let (start, length) = data.parts();
+        let data = aligned(tensor.into_data(), size);
         let mut value = ptr::null_mut();
         // SAFETY: the data has the length that its shape asks for, as every `Tensor`, is aligned for its
         // elements, and stays where it is until `self` drops it, which is after the value. ONNX Runtime does
@@ -81,8 +74,8 @@ impl Inputs {
         unsafe {
             let status = (ort::api().CreateTensorWithDataAsOrtValue)(
                 MemoryInfo::default().ptr(),
-                start.cast_mut().cast(),
-                length,
+                data.as_ptr().cast_mut().cast(),
+                data.len(),
                 shape.as_ptr(),
                 shape.len(),
                 element.into(),
@@ -97,26 +90,17 @@ impl Inputs {
     }
 }
 
-impl Data {
-    fn new(bytes: Bytes, alignment: usize) -> Data {
-        if bytes.as_ptr().addr().is_multiple_of(alignment) {
-            return Data::Shared(bytes);
-        }
-        let words = bytes.chunks(8).map(|chunk| {
-            let mut word = [0; 8];
-            word[..chunk.len()].copy_from_slice(chunk);
-            u64::from_ne_bytes(word)
-        });
-        Data::Aligned(words.collect())
+/// The same bytes where their elements may lie, which ONNX Runtime reads as typed arrays; copied only where they must be.
+fn aligned(bytes: Bytes, alignment: usize) -> Bytes {
+    if bytes.as_ptr().addr().is_multiple_of(alignment) {
+        return bytes;
     }
-
-    /// Where the data starts, and how many bytes may be read from there.
-    fn parts(&self) -> (*const u8, usize) {
-        match self {
-            Data::Shared(bytes) => (bytes.as_ptr(), bytes.len()),
-            Data::Aligned(words) => (words.as_ptr().cast(), size_of_val(words.as_slice())),
-        }
-    }
+    let mut copy: Vec<u8> = Vec::with_capacity(bytes.len() + alignment);
+    let pad = copy.as_ptr().align_offset(alignment);
+    // There is room for all of it, so that it stays where it is.
+    copy.resize(pad, 0);
+    copy.extend_from_slice(&bytes);
+    Bytes::from(copy).slice(pad..)
 }
 
 fn shape(tensor: &Tensor) -> Shape {
@@ -198,12 +182,18 @@ mod tests {
     #[test]
     fn data_is_copied_only_where_it_must() {
         let bytes = Bytes::from_iter((0..=40u8).chain([9; 40]));
-        let aligned = (0..8).find(|start| bytes[*start..].as_ptr().addr().is_multiple_of(8)).unwrap();
-        assert!(matches!(Data::new(bytes.slice(aligned..aligned + 24), 8), Data::Shared(_)));
-        assert!(matches!(Data::new(bytes.slice(aligned + 1..aligned + 25), 1), Data::Shared(_)));
-        let Data::Aligned(words) = Data::new(bytes.slice(aligned + 1..aligned + 21), 4) else { panic!() };
-        let copied: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        assert_eq!(copied[..20], bytes[aligned + 1..aligned + 21]);
+        let start = (0..8).find(|start| bytes[*start..].as_ptr().addr().is_multiple_of(8)).unwrap();
+        let check = |start: usize, alignment: usize, is_copied: bool| {
+            let part = bytes.slice(start..start + 21);
+            let found = aligned(part.clone(), alignment);
+            assert_eq!(found, part);
+            assert!(found.as_ptr().addr().is_multiple_of(alignment));
+            assert_eq!(found.as_ptr() != part.as_ptr(), is_copied);
+        };
+        check(start, 8, false);
+        check(start + 1, 1, false);
+        check(start + 1, 4, true);
+        check(start + 4, 8, true);
     }
 
     #[test]
