@@ -21,12 +21,14 @@ pub mod access;
 pub mod body;
 pub mod call;
 pub mod connection;
+mod eager;
 pub mod grpc;
 pub mod http_function;
 pub mod json;
 mod judge;
 pub mod linger;
 pub mod oip;
+mod pulse;
 pub mod spin_headers;
 pub mod status;
 pub mod tls;
@@ -35,6 +37,8 @@ pub mod typed_function;
 use access::AccessLog;
 use body::Body;
 use connection::{ConnectionLimits, Connections};
+use eager::Eager;
+use pulse::Pulse;
 use status::{AnswerError, Problem};
 use tls::Tls;
 
@@ -70,6 +74,7 @@ pub struct Server {
     access: Option<AccessLog>,
     draining: AtomicBool,
     ids: access::RequestIds,
+    pulse: Pulse,
     /// Counts errors before a function was found, under no name.
     unrouted: FunctionMetrics,
 }
@@ -120,6 +125,7 @@ impl Server {
             places: Arc::new(Semaphore::new(limits.connections)),
             connections: Connections::new(bounds, tls),
             ids: access::RequestIds::new(),
+            pulse: Pulse::start(),
             unrouted: functions.telemetry.function("", 0),
             draining: AtomicBool::new(false),
             functions,
@@ -166,10 +172,10 @@ impl Server {
             };
             let place = place.expect("the semaphore is never closed");
             let (server, closing) = (Arc::clone(self), closing.clone());
-            open.spawn(async move {
+            open.spawn(Eager::new(async move {
                 server.connection(stream, client, closing).await;
                 drop(place);
-            });
+            }));
         }
         self.draining.store(true, Ordering::Relaxed);
         drop(listener);
@@ -196,6 +202,7 @@ impl Server {
     /// The walk of a request.
     pub async fn answer(self: &Arc<Self>, request: Request<Incoming>, client: SocketAddr) -> Response<Body> {
         let started = Instant::now();
+        self.pulse.quicken();
         let head = access::Head::of(&request, client, &self.ids);
         let mut answering = Answering { server: self, head, started, trace: Trace::default(), ended: false };
         let Answering { head, trace, .. } = &mut answering;

@@ -197,7 +197,7 @@ struct TickerShared {
 
 /// The number of ticks without a guest after which the ticker sleeps: under load it must not be woken for
 /// every request.
-const IDLE_TICKS: u32 = 200;
+const IDLE_TICKS: u32 = 20;
 
 impl Ticker {
     fn start(plain: Engine) -> wasmtime::Result<Arc<Ticker>> {
