@@ -1,13 +1,15 @@
 //! Calls of HTTP functions: a request in, a response whose body may still be on its way out.
 
+use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
+use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -63,19 +65,20 @@ impl Program {
             Err(error) => return (Err(error), Meter::default()),
         };
         let mut answered = answered;
-        // The guest runs in this task until its head is there: most are through by then, and cost no other task.
+        // The guest runs in this task until it has to wait for something: most are through by then, and cost no other task.
         let response = tokio::select! {
             biased;
             // Who failed is not believed what it has answered: its body may not be whole.
             ended = &mut work => match (ended, answered.try_recv()) {
-                (Ok(()), Ok(head)) => head.map(|response| response.map(gathered)),
+                (Ok(()), Ok(head)) => head.map(|response| response.map(all_there)),
                 (Err(error), _) => Err(error),
                 (Ok(()), Err(_)) => Err(never_answered()),
             },
             head = &mut answered => match head {
                 // The sender lives in the work, which has not ended.
                 Err(_) => Err(work.await.err().unwrap_or_else(never_answered)),
-                Ok(head) => head.map(|response| response.map(|body| attend(body, work, broken, permit))),
+                Ok(Err(error)) => Err(error),
+                Ok(Ok(response)) => go_on(response, work, broken, permit).await,
             },
         };
         (response, meter)
@@ -151,36 +154,86 @@ impl Program {
     }
 }
 
-/// The body of a guest that has ended, and so is all there: known whole, it goes out with its length and in one piece.
-fn gathered(mut body: ResponseBody) -> ResponseBody {
-    let mut context = Context::from_waker(Waker::noop());
-    let mut next = || match Pin::new(&mut body).poll_frame(&mut context) {
-        Poll::Ready(frame) => Some(frame),
-        Poll::Pending => None,
-    };
-    let whole = |bytes| Full::new(bytes).map_err(|never| match never {}).boxed_unsync();
-    let first = match next() {
-        None => return body,
-        Some(None) => return whole(Bytes::new()),
-        Some(Some(Ok(frame))) => frame.into_data().map_err(Ok),
-        Some(Some(Err(error))) => Err(Err(error)),
-    };
-    match first {
-        Err(other) => Begun { frames: [Some(other), None], body }.boxed_unsync(),
-        Ok(data) => match next() {
-            Some(None) => whole(data),
-            Some(Some(second)) => {
-                Begun { frames: [Some(Ok(Frame::data(data))), Some(second)], body }.boxed_unsync()
+/// Reads what a guest has of its body by the time that it has to wait for something. The rest comes as it is read.
+async fn go_on<P: Send + 'static>(
+    response: http::Response<ResponseBody>,
+    mut work: Work,
+    broken: Broken,
+    permit: P,
+) -> Result<http::Response<ResponseBody>, CallError> {
+    let (head, mut body) = response.into_parts();
+    let mut begun = Begun::default();
+    let ended = poll_fn(|context| {
+        loop {
+            let more = begun.take(&mut body, context);
+            match work.as_mut().poll(context) {
+                Poll::Ready(ended) => return Poll::Ready(Some(ended)),
+                // What was taken may be what it has waited for.
+                Poll::Pending if more => {}
+                Poll::Pending => return Poll::Ready(None),
             }
-            None => Begun { frames: [Some(Ok(Frame::data(data))), None], body }.boxed_unsync(),
-        },
-    }
+        }
+    });
+    let body = match ended.await {
+        Some(ended) => {
+            ended?;
+            begun.with(body)
+        }
+        None if begun.whole => {
+            attend(work, broken, permit);
+            begun.with(body)
+        }
+        None => {
+            let task = attend(work, Arc::clone(&broken), permit);
+            Attended { body: begun.with(body), guest: Guest(Some(task)), broken }.boxed_unsync()
+        }
+    };
+    Ok(http::Response::from_parts(head, body))
 }
 
-/// A body whose first frames were taken out.
+/// The body of a guest that has ended.
+fn all_there(body: ResponseBody) -> ResponseBody {
+    Begun::default().with(body)
+}
+
+/// What of a body is taken before it is asked for.
+const BEGUN_BYTES: usize = 64 << 10;
+const BEGUN_FRAMES: usize = 16;
+
+/// The frames that were there of a body when its head was: known whole, it goes out with its length and in one piece.
+#[derive(Default)]
 struct Begun {
-    frames: [Option<Result<Frame<Bytes>, HttpError>>; 2],
-    body: ResponseBody,
+    frames: VecDeque<Result<Frame<Bytes>, HttpError>>,
+    bytes: usize,
+    /// Whether there are no others.
+    whole: bool,
+    rest: Option<ResponseBody>,
+}
+
+impl Begun {
+    /// Takes what is there. Answers whether anything was.
+    fn take(&mut self, body: &mut ResponseBody, context: &mut Context<'_>) -> bool {
+        let mut more = false;
+        while !self.whole && self.bytes < BEGUN_BYTES && self.frames.len() < BEGUN_FRAMES {
+            let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(context) else { break };
+            more = true;
+            match &frame {
+                Some(Ok(frame)) => self.bytes += frame.data_ref().map_or(0, Bytes::len),
+                Some(Err(_)) | None => self.whole = true,
+            }
+            self.frames.extend(frame);
+        }
+        more
+    }
+
+    /// These frames and those that are still to come.
+    fn with(mut self, mut body: ResponseBody) -> ResponseBody {
+        self.take(&mut body, &mut Context::from_waker(Waker::noop()));
+        if !self.whole {
+            self.rest = Some(body);
+        }
+        self.boxed_unsync()
+    }
 }
 
 impl Body for Begun {
@@ -191,9 +244,23 @@ impl Body for Begun {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
-        match self.frames.iter_mut().find_map(Option::take) {
-            Some(frame) => Poll::Ready(Some(frame)),
-            None => Pin::new(&mut self.body).poll_frame(context),
+        match (self.frames.pop_front(), &mut self.rest) {
+            (Some(frame), _) => Poll::Ready(Some(frame)),
+            (None, Some(body)) => Pin::new(body).poll_frame(context),
+            (None, None) => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.frames.is_empty() && self.rest.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        // Told a length, a connection sends no trailers.
+        let data = |frame: &Result<Frame<Bytes>, _>| frame.as_ref().ok()?.data_ref().map(Bytes::len);
+        match self.frames.iter().map(data).sum::<Option<usize>>() {
+            Some(bytes) if self.rest.is_none() => SizeHint::with_exact(bytes as u64),
+            _ => SizeHint::default(),
         }
     }
 }
@@ -283,16 +350,15 @@ impl Body for Watched {
 
 /// Lets the guest work on while its body is read. In a task of its own: a caller that reads slowly, so that the
 /// body is not polled, must not keep the guest beyond its deadline.
-fn attend<P: Send + 'static>(body: ResponseBody, work: Work, broken: Broken, permit: P) -> ResponseBody {
-    let working = Working { stopped: Stopped(Some(Arc::clone(&broken))), work };
-    let task = tokio::spawn(async move {
+fn attend<P: Send + 'static>(work: Work, broken: Broken, permit: P) -> JoinHandle<()> {
+    let working = Working { stopped: Stopped(Some(broken)), work };
+    tokio::spawn(async move {
         let outcome = working.await;
         drop(permit);
         if let Err(error) = outcome {
             tracing::warn!(%error, "a function failed after it had begun to answer");
         }
-    });
-    Attended { body, guest: Guest(Some(task)), broken }.boxed_unsync()
+    })
 }
 
 /// Work that counts as failed where it is stopped before its end, or panics.
