@@ -1,8 +1,11 @@
 //! `tenon deploy`, from a `spin.toml` to answers of several hosts, with the program on both sides.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use http::Method;
+use tenon::control::client::Client;
+use tenon::control::wire::{Prepare, Source};
 
 use crate::harness::{PROGRAM, Program, app, exchange, function, request, run, tenon};
 
@@ -175,6 +178,45 @@ fn a_rollout_waits_for_a_person_where_its_plan_says_so() {
             .await
             .with(1, &["revision 3 of `app` is being rolled out", "tenon rollback app"]);
         assert_eq!(place.revisions("/p2/x").await, [Some("2".to_owned())]);
+    });
+}
+
+#[test]
+fn what_a_lost_deployment_left_is_seen_and_discarded() {
+    run(async {
+        let place = Place::new(&["a"]).await;
+        let shop = place.app("/p2/...", "1.0.0");
+        let shop = shop.to_str().unwrap();
+        let first = place.deploy(&[shop], &["a"]).await.with(0, &[]).out;
+        let digest = first.split(' ').nth(1).unwrap().to_owned();
+        place.app("/p2/...", "2.0.0");
+        place.deploy(&[shop], &["a"]).await.with(0, &[]);
+        // As if the command had ended between making it ready and starting it.
+        let host = Client::new(&place.socket("a").parse().unwrap(), None).unwrap();
+        let lost = Prepare {
+            source: Source::Uploaded(digest),
+            variables: BTreeMap::new(),
+            allow_incompatible: false,
+            allow_capabilities: false,
+            skip_samples: false,
+            message: None,
+        };
+        assert_eq!(host.prepare(&lost, |_| {}).await.unwrap().revision, 3);
+        let tell = async |arguments: &[&str]| place.tell(Path::new(PROGRAM), arguments, &["a"]).await;
+        let status = tell(&["status"]).await.with(0, &[]).out;
+        let waiting = status.lines().find(|line| line.starts_with("app         3 ")).unwrap_or_default();
+        assert!(waiting.contains("  0 %  yes "), "{status}");
+        place.app("/p2/...", "3.0.0");
+        let refused = place.deploy(&[shop], &["a"]).await;
+        refused.with(1, &["revision 3 of `app` was made ready", "`tenon remove app --revision 3`"]);
+        // What is mistyped is no command to the whole app.
+        let refused = tell(&["rollback", "app/other"]).await;
+        refused.with(1, &["there is no function `app/other`; the app has `app/p2`"]);
+        tell(&["remove", "app", "--revision", "2"]).await.with(1, &["revision 2 of `app` takes traffic"]);
+        let removed = tell(&["remove", "app", "--revision", "3"]).await.with(0, &[]);
+        assert_eq!(removed.out, "revision 3 of app is removed\n");
+        place.deploy(&[shop], &["a"]).await.with(0, &["Promoted `app`: revision 4 is stable"]);
+        assert_eq!(place.revisions("/p2/x").await, [Some("4".to_owned())]);
     });
 }
 

@@ -1,5 +1,6 @@
 //! Commands to what is rolled out: `tenon promote`, `pause`, `resume`, `rollback`, `remove`, `history` and `shadow`.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
@@ -33,6 +34,28 @@ struct AppOnHosts {
 impl AppOnHosts {
     fn app(&self) -> &str {
         app_of(&self.app)
+    }
+
+    /// A function that is named must be one of the app's: what is mistyped must not become a command to all of the app.
+    ///
+    /// # Errors
+    /// Where a host has the app, and none has the function.
+    async fn check_function(&self, clients: &[Client]) -> anyhow::Result<()> {
+        if self.app() == self.app {
+            return Ok(());
+        }
+        let mut others = BTreeSet::new();
+        for client in clients {
+            // What is wrong with a host is told by the command itself.
+            let Ok(app) = client.app(self.app()).await else { continue };
+            let names = app.functions.into_iter().map(|function| function.function);
+            others.extend(names);
+        }
+        if others.is_empty() || others.contains(&self.app) {
+            return Ok(());
+        }
+        let others: Vec<_> = others.iter().map(|name| format!("`{}`", printable(name, 80))).collect();
+        anyhow::bail!("there is no function `{}`; the app has {}", self.app, others.join(", "))
     }
 }
 
@@ -91,6 +114,9 @@ pub struct RollbackArgs {
 pub struct RemoveArgs {
     #[command(flatten)]
     of: AppOnHosts,
+    /// Only this revision, which takes no traffic: one that was made ready and whose rollout nobody starts, or a former one.
+    #[arg(long, value_name = "NUMBER")]
+    revision: Option<u64>,
 }
 
 /// Shows what happened to an app, and the numbers behind each decision.
@@ -194,11 +220,20 @@ pub async fn remove(args: RemoveArgs, config: &Config, progress: &Progress) -> a
             "a function goes with its app alone: `tenon remove {app}` takes all of it out of service"
         );
     }
+    let (revision, what) = match args.revision {
+        Some(revision) => (Some(revision), format!("revision {revision} of {app}")),
+        None => (None, app.clone()),
+    };
     let told = on_all(&args.of, config, progress, move |client| {
         let app = app.clone();
-        async move { client.remove(&app).await }
+        async move {
+            match revision {
+                Some(revision) => client.discard(&app, revision).await,
+                None => client.remove(&app).await,
+            }
+        }
     });
-    Ok(tell(&args.of, progress, &told.await?, |()| format!("{} is removed\n", args.of.app())))
+    Ok(tell(&args.of, progress, &told.await?, |()| format!("{what} is removed\n")))
 }
 
 /// Shows what happened.
@@ -252,6 +287,7 @@ where
     F: Future<Output = Result<T, ClientError>> + Send + 'static,
 {
     let clients = of.hosts.clients(config, progress)?;
+    of.check_function(&clients).await?;
     let asking: Vec<_> =
         clients.into_iter().map(|client| (client.to().to_string(), tokio::spawn(ask(client)))).collect();
     let mut told = Vec::new();

@@ -171,11 +171,12 @@ fn revisions(found: &[Found], differing: &BTreeSet<String>, in_full: bool) -> St
                 continue;
             };
             let candidate = candidate(app).map(|rollout| rollout.candidate);
-            let takes_calls = |revision: &&RevisionStatus| {
+            // Those that take calls, and those in memory that could at once: one that waits, or the former one.
+            let matters = |revision: &&RevisionStatus| {
                 let number = Some(revision.revision);
-                in_full || number == app.stable || number == candidate || revision.weight > 0
+                in_full || number == app.stable || number == candidate || revision.weight > 0 || revision.warm
             };
-            for revision in app.revisions.iter().filter(takes_calls) {
+            for revision in app.revisions.iter().filter(matters) {
                 table.row(vec![
                     name.clone(),
                     host.to_owned(),

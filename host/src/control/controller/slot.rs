@@ -173,7 +173,8 @@ impl State {
                 let left = ready_for.saturating_sub(age).as_secs() + 1;
                 Err(ControlError::busy(format_args!(
                     "revision {revision} of `{app}` was made ready {} s ago and waits for its rollout to be started; deploy \
-                     the same once more to start it, or wait {left} s, after which another deployment takes its place",
+                     the same once more to start it, discard it with `tenon remove {app} --revision {revision}`, or wait \
+                     {left} s, after which another deployment takes its place",
                     age.as_secs()
                 )))
             }
