@@ -25,6 +25,14 @@ impl Request {
         Request { bytes: format!("GET {path} HTTP/1.1\r\nhost: bench\r\n\r\n").into(), grpc: None }
     }
 
+    /// With these headers, one a line.
+    pub fn get_with(path: &str, headers: &str) -> Request {
+        Request {
+            bytes: format!("GET {path} HTTP/1.1\r\nhost: bench\r\n{headers}\r\n\r\n").into(),
+            grpc: None,
+        }
+    }
+
     pub fn post(path: &str, content_type: &str, body: &[u8]) -> Request {
         Request::post_with(path, &format!("content-type: {content_type}"), body)
     }
@@ -121,19 +129,41 @@ async fn caller(
     request: &Request,
     end: Instant,
 ) -> anyhow::Result<(Vec<Duration>, usize)> {
-    let mut stream = TcpStream::connect(address).await.context("cannot connect to the server")?;
-    stream.set_nodelay(true)?;
+    let mut caller = Caller::connect(address).await?;
     let (mut latencies, mut failed) = (Vec::new(), 0);
-    let mut buffer = vec![0; 64 << 10];
     while Instant::now() < end {
-        let started = Instant::now();
-        stream.write_all(&request.bytes).await?;
-        if answer(&mut stream, &mut buffer).await? != 200 {
-            failed += 1;
-        }
-        latencies.push(started.elapsed());
+        let (took, status) = caller.call(request).await?;
+        failed += usize::from(status != 200);
+        latencies.push(took);
     }
     Ok((latencies, failed))
+}
+
+/// One HTTP/1.1 connection.
+pub struct Caller {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+impl Caller {
+    /// # Errors
+    /// Where nobody listens.
+    pub async fn connect(address: SocketAddr) -> anyhow::Result<Caller> {
+        let stream = TcpStream::connect(address).await.context("cannot connect to the server")?;
+        stream.set_nodelay(true)?;
+        Ok(Caller { stream, buffer: vec![0; 64 << 10] })
+    }
+
+    /// How long a call took, and the status that it was answered with.
+    ///
+    /// # Errors
+    /// Where the connection breaks.
+    pub async fn call(&mut self, request: &Request) -> anyhow::Result<(Duration, u16)> {
+        let started = Instant::now();
+        self.stream.write_all(&request.bytes).await?;
+        let status = answer(&mut self.stream, &mut self.buffer).await?;
+        Ok((started.elapsed(), status))
+    }
 }
 
 /// One connection and one call at a time, as the HTTP/1.1 callers have.
