@@ -237,8 +237,7 @@ impl Scheduler {
         let rows = lane.batching.and_then(|_| join::rows(&inputs));
         match self.enter(lane, inputs, rows, call, arrived, &hold)? {
             Turn::Now(place, inputs) => {
-                let cancel = Arc::new(Cancel::at(call.deadline));
-                let run = match self.pool.brisk.run(&self.graph, inputs, &cancel, call.deadline) {
+                let run = match self.pool.brisk.run(&self.graph, inputs, call.deadline) {
                     // It was quick no more, and nobody could hold it to its deadline meanwhile.
                     Ok(_) if Instant::now() >= call.deadline => {
                         return Err(InferError::Cancelled.into());
@@ -249,6 +248,7 @@ impl Scheduler {
                     }
                     Err(inputs) => {
                         let graph: Arc<Paced> = Arc::clone(&self.graph);
+                        let cancel = Arc::new(Cancel::at(call.deadline));
                         let run = self.pool.run(graph, inputs, cancel, (place, hold)).await;
                         run.map_err(Overloaded::from)?
                     }

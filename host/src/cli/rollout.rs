@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::hosts::{HostArgs, app_of, in_json};
 use super::progress::Progress;
-use super::status::in_words;
+use super::status::{candidate, in_words};
 use super::table::{Table, moment};
 use crate::artifact::registry::printable;
 use crate::config::Config;
@@ -44,12 +45,23 @@ impl AppOnHosts {
         if self.app() == self.app {
             return Ok(());
         }
+        let asking: Vec<_> = clients
+            .iter()
+            .map(|client| {
+                let (client, app) = (client.clone(), self.app().to_owned());
+                tokio::spawn(async move { client.app(&app).await })
+            })
+            .collect();
         let mut others = BTreeSet::new();
-        for client in clients {
-            // What is wrong with a host is told by the command itself.
-            let Ok(app) = client.app(self.app()).await else { continue };
-            let names = app.functions.into_iter().map(|function| function.function);
-            others.extend(names);
+        let until = tokio::time::Instant::now() + CHECK;
+        for asked in asking {
+            // What is wrong with a host is told by the command itself, which must not wait for it.
+            let Ok(Ok(Ok(app))) = tokio::time::timeout_at(until, asked).await else { continue };
+            // What is tried out may have functions that what is live has not.
+            if candidate(&app).is_some() {
+                return Ok(());
+            }
+            others.extend(app.functions.into_iter().map(|function| function.function));
         }
         if others.is_empty() || others.contains(&self.app) {
             return Ok(());
@@ -58,6 +70,9 @@ impl AppOnHosts {
         anyhow::bail!("there is no function `{}`; the app has {}", self.app, others.join(", "))
     }
 }
+
+/// How long hosts are waited for that are asked whether a function is there.
+const CHECK: Duration = Duration::from_secs(2);
 
 /// What stands in the history.
 #[derive(Args, Clone, Debug)]

@@ -104,7 +104,7 @@ fn digests(app: &AppStatus) -> [Option<&str>; 2] {
 }
 
 /// The rollout of an app, where it is under way.
-fn candidate(app: &AppStatus) -> Option<&RolloutStatus> {
+pub(super) fn candidate(app: &AppStatus) -> Option<&RolloutStatus> {
     app.rollout.as_ref().filter(|rollout| !matches!(rollout.phase.as_str(), "succeeded" | "rolled_back"))
 }
 

@@ -6,8 +6,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::header::CONTENT_LENGTH;
+use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::{Body, Frame, SizeHint};
@@ -60,6 +63,7 @@ impl Program {
     ) -> (Result<http::Response<ResponseBody>, CallError>, Meter) {
         let (head, answered) = oneshot::channel();
         let broken = Broken::default();
+        let is_head = request.method() == Method::HEAD;
         let (mut work, meter) = match self.work(request, deadline, head, &broken) {
             Ok(work) => work,
             Err(error) => return (Err(error), Meter::default()),
@@ -70,7 +74,7 @@ impl Program {
             biased;
             // Who failed is not believed what it has answered: its body may not be whole.
             ended = &mut work => match (ended, answered.try_recv()) {
-                (Ok(()), Ok(head)) => head.map(|response| response.map(all_there)),
+                (Ok(()), Ok(head)) => head.and_then(|response| all_there(response, is_head)),
                 (Err(error), _) => Err(error),
                 (Ok(()), Err(_)) => Err(never_answered()),
             },
@@ -78,7 +82,7 @@ impl Program {
                 // The sender lives in the work, which has not ended.
                 Err(_) => Err(work.await.err().unwrap_or_else(never_answered)),
                 Ok(Err(error)) => Err(error),
-                Ok(Ok(response)) => go_on(response, work, broken, permit).await,
+                Ok(Ok(response)) => go_on(response, is_head, work, broken, permit).await,
             },
         };
         (response, meter)
@@ -157,44 +161,54 @@ impl Program {
 /// Reads what a guest has of its body by the time that it has to wait for something. The rest comes as it is read.
 async fn go_on<P: Send + 'static>(
     response: http::Response<ResponseBody>,
+    is_head: bool,
     mut work: Work,
     broken: Broken,
     permit: P,
 ) -> Result<http::Response<ResponseBody>, CallError> {
     let (head, mut body) = response.into_parts();
     let mut begun = Begun::default();
+    let started = Instant::now();
     let ended = poll_fn(|context| {
         loop {
-            let more = begun.take(&mut body, context);
-            match work.as_mut().poll(context) {
+            let mut more = begun.take(&mut body, context);
+            let polled = work.as_mut().poll(context);
+            more |= begun.take(&mut body, context);
+            match polled {
                 Poll::Ready(ended) => return Poll::Ready(Some(ended)),
                 // What was taken may be what it has waited for.
-                Poll::Pending if more => {}
+                Poll::Pending if more && started.elapsed() < BEGUN_WITHIN => {}
                 Poll::Pending => return Poll::Ready(None),
             }
         }
     });
-    let body = match ended.await {
-        Some(ended) => {
-            ended?;
-            begun.with(body)
-        }
-        None if begun.whole => {
-            attend(work, broken, permit);
-            begun.with(body)
-        }
+    match ended.await {
+        Some(ended) => ended?,
+        None if begun.whole => drop(attend(work, broken, permit)),
         None => {
             let task = attend(work, Arc::clone(&broken), permit);
-            Attended { body: begun.with(body), guest: Guest(Some(task)), broken }.boxed_unsync()
+            begun.rest = Some(body);
+            let body =
+                Attended { body: begun.boxed_unsync(), guest: Guest(Some(task)), broken }.boxed_unsync();
+            return Ok(http::Response::from_parts(head, body));
         }
-    };
-    Ok(http::Response::from_parts(head, body))
+    }
+    begun.answer(head, body, is_head)
 }
 
-/// The body of a guest that has ended.
-fn all_there(body: ResponseBody) -> ResponseBody {
-    Begun::default().with(body)
+/// The answer of a guest that has ended.
+fn all_there(
+    response: http::Response<ResponseBody>,
+    is_head: bool,
+) -> Result<http::Response<ResponseBody>, CallError> {
+    let (head, mut body) = response.into_parts();
+    let mut begun = Begun::default();
+    begun.take(&mut body, &mut Context::from_waker(Waker::noop()));
+    begun.answer(head, body, is_head)
 }
+
+/// For how long a guest that goes on writing keeps its caller waiting for the beginning.
+const BEGUN_WITHIN: Duration = Duration::from_micros(200);
 
 /// What of a body is taken before it is asked for.
 const BEGUN_BYTES: usize = 64 << 10;
@@ -207,6 +221,8 @@ struct Begun {
     bytes: usize,
     /// Whether there are no others.
     whole: bool,
+    /// Whether the answer's head speaks of another body.
+    is_other: bool,
     rest: Option<ResponseBody>,
 }
 
@@ -226,13 +242,37 @@ impl Begun {
         more
     }
 
-    /// These frames and those that are still to come.
-    fn with(mut self, mut body: ResponseBody) -> ResponseBody {
-        self.take(&mut body, &mut Context::from_waker(Waker::noop()));
+    /// These frames and those that are still to come, of a guest that writes no more.
+    ///
+    /// # Errors
+    /// Where all of them are here, and are not as long as the guest said: a caller would take what follows on its
+    /// connection for a part of them, or they for a part of that.
+    fn answer(
+        mut self,
+        head: http::response::Parts,
+        body: ResponseBody,
+        is_head: bool,
+    ) -> Result<http::Response<ResponseBody>, CallError> {
         if !self.whole {
             self.rest = Some(body);
         }
-        self.boxed_unsync()
+        let mut said = head.headers.get_all(CONTENT_LENGTH).iter();
+        if let (Some(length), Some(first)) = (self.size_hint().exact(), said.next()) {
+            let number = first.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+            let number = number.and_then(|digits| digits.parse::<u64>().ok());
+            if number != Some(length) || said.next().is_some() {
+                let bodiless = [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&head.status);
+                if !is_head && !bodiless {
+                    return Err(CallError::BadReply(format!(
+                        "its `content-length` is {}, and its body has {length} bytes",
+                        first.to_str().unwrap_or("no number")
+                    )));
+                }
+                // It is that of another answer, which has a body.
+                self.is_other = true;
+            }
+        }
+        Ok(http::Response::from_parts(head, self.boxed_unsync()))
     }
 }
 
@@ -259,7 +299,7 @@ impl Body for Begun {
         // Told a length, a connection sends no trailers.
         let data = |frame: &Result<Frame<Bytes>, _>| frame.as_ref().ok()?.data_ref().map(Bytes::len);
         match self.frames.iter().map(data).sum::<Option<usize>>() {
-            Some(bytes) if self.rest.is_none() => SizeHint::with_exact(bytes as u64),
+            Some(bytes) if self.rest.is_none() && !self.is_other => SizeHint::with_exact(bytes as u64),
             _ => SizeHint::default(),
         }
     }
@@ -441,5 +481,62 @@ impl Body for Attended {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What becomes of an answer whose guest has ended.
+    fn answered(
+        frames: &[&'static str],
+        said: &[&'static str],
+        status: u16,
+        is_head: bool,
+    ) -> Result<ResponseBody, CallError> {
+        let frames = frames.iter().map(|frame| Ok(Frame::data(Bytes::from_static(frame.as_bytes()))));
+        let body = Begun { frames: frames.collect(), ..Begun::default() };
+        let mut response = http::Response::new(body.boxed_unsync());
+        *response.status_mut() = StatusCode::from_u16(status).unwrap();
+        for said in said {
+            response.headers_mut().append(CONTENT_LENGTH, http::HeaderValue::from_static(said));
+        }
+        all_there(response, is_head).map(http::Response::into_body)
+    }
+
+    #[test]
+    fn an_answer_that_is_all_there_has_its_length() {
+        for said in [&[][..], &["5"]] {
+            let body = answered(&["hel", "lo"], said, 200, false).unwrap();
+            assert_eq!(body.size_hint().exact(), Some(5));
+        }
+        for (frames, said) in [(&["hello"][..], &["0"][..]), (&[], &["0"]), (&[], &[])] {
+            let body = answered(frames, said, 200, false);
+            assert_eq!(body.is_ok(), frames.is_empty());
+            assert!(body.is_err() || body.unwrap().is_end_stream());
+        }
+    }
+
+    #[test]
+    fn one_that_is_not_as_long_as_it_says_is_none() {
+        for said in [&["4"][..], &["6"], &["5", "5"], &["+5"], &["five"]] {
+            let refused = answered(&["hel", "lo"], said, 200, false).err();
+            let text = refused.map(|error| error.to_string()).unwrap_or_default();
+            assert!(text.contains("and its body has 5 bytes"), "{said:?}: {text}");
+        }
+        assert!(answered(&[], &["3"], 200, false).is_err());
+        // What is said where no body belongs is the length of another.
+        for (status, is_head) in [(200, true), (204, false), (304, false)] {
+            let body = answered(&[], &["100"], status, is_head).unwrap();
+            assert_eq!((body.size_hint().exact(), body.is_end_stream()), (None, true));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_long_one_comes_in_time() {
+        let body = answered(&["x"; 40], &["40"], 200, false).unwrap();
+        assert_eq!(body.size_hint().exact(), None, "not all of it was looked at");
+        assert_eq!(body.collect().await.unwrap().to_bytes(), "x".repeat(40));
     }
 }

@@ -32,6 +32,7 @@ struct State {
 
 const RESTING: u8 = 0;
 const POLLED: u8 = 1;
+/// A bit beside: woken since it was polled last.
 const WOKEN: u8 = 2;
 
 impl<F: Future> Eager<F> {
@@ -47,8 +48,8 @@ impl Wake for State {
     }
 
     fn wake_by_ref(self: &Arc<State>) {
-        let woken = self.polled.compare_exchange(POLLED, WOKEN, Ordering::SeqCst, Ordering::SeqCst);
-        if woken == Err(RESTING) {
+        // Written in any case: what was done before is to be seen by whoever polls for it.
+        if self.polled.fetch_or(WOKEN, Ordering::SeqCst) & POLLED == 0 {
             self.outer.wake();
         }
     }
@@ -64,17 +65,16 @@ impl<F: Future> Future for Eager<F> {
         let began = Instant::now();
         let mut times = 0;
         loop {
-            polled.store(POLLED, Ordering::SeqCst);
+            polled.swap(POLLED, Ordering::SeqCst);
             let task = this.task.as_mut().poll(&mut Context::from_waker(&this.waker));
             if task.is_ready() {
                 return task;
             }
-            if polled.compare_exchange(POLLED, RESTING, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+            if polled.swap(RESTING, Ordering::SeqCst) & WOKEN == 0 {
                 return Poll::Pending;
             }
             times += 1;
             if times == TIMES || began.elapsed() > AT_ONCE {
-                polled.store(RESTING, Ordering::SeqCst);
                 context.waker().wake_by_ref();
                 return Poll::Pending;
             }

@@ -22,6 +22,7 @@ use super::message::{self, Encoded};
 use super::{binary, generate as plain};
 use crate::function::Function;
 use crate::instance::typed;
+use crate::tensor::Datatype;
 
 /// The length of the JSON before binary tensors, in both directions.
 const HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
@@ -48,8 +49,14 @@ pub(super) async fn infer(
     let length = binary::header_length(values(&whole.headers, &HEADER_LENGTH))?;
     let Whole { bytes, mut share, headers } = whole;
     let called = Arc::clone(function);
-    // Numbers in binary are looked at at most, which goes so much faster than reading them from JSON.
-    let work = length.map_or(bytes.len(), |json| json.saturating_add(bytes.len() / BINARY_FASTER));
+    // Numbers in binary are looked at at most, which goes so much faster than reading them from JSON. The elements of
+    // BYTES have to be found.
+    let described = function.revision.description.as_ref();
+    let numbers = described.is_some_and(|described| {
+        described.signature.inputs.iter().all(|port| port.datatype != Datatype::Bytes)
+    });
+    let json = length.filter(|_| numbers);
+    let work = json.map_or(bytes.len(), |json| json.saturating_add(bytes.len() / BINARY_FASTER));
     let (request, share) = aside(work, move || {
         let description = called.revision.description.as_ref().ok_or(AnswerError::Internal)?;
         let held = bytes.len();
