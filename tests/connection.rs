@@ -136,6 +136,22 @@ fn an_answer_that_is_too_long_does_not_pass() {
 }
 
 #[test]
+fn an_answer_that_is_not_as_long_as_it_says_is_none() {
+    run(async {
+        let host = TestHost::of(app(&[p2("")])).start().await;
+        for length in ["5", "500"] {
+            let both = format!(
+                "GET /p2/lie?{length} HTTP/1.1\r\nhost: t\r\n\r\nGET /p2/hello HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n"
+            );
+            let text = host.raw(both).await;
+            assert!(text.starts_with("HTTP/1.1 502 ") && text.contains("guest-bad-reply"), "{text}");
+            assert!(text.ends_with("\r\n\r\nhello\n") && !text.contains(".."), "{text}");
+        }
+        assert_eq!(host.get("/p2/lie?200").await.expect(200).body.len(), 200);
+    });
+}
+
+#[test]
 fn an_answer_that_nobody_takes_is_given_up() {
     run(async {
         let setup = TestHost::of(app(&[p2("")]));

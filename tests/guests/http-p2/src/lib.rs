@@ -28,6 +28,7 @@ impl Guest for Component {
             "trap" => core::arch::wasm32::unreachable(),
             "trap-after-headers" => trap_after_headers(outparam),
             "no-answer" => drop(outparam),
+            "lie" => lie(outparam, query),
             "error" => ResponseOutparam::set(outparam, Err(ErrorCode::InternalError(Some(query.to_owned())))),
             "never" => never(),
             "loop" => endless(),
@@ -69,6 +70,18 @@ fn start(outparam: ResponseOutparam, status: u16) -> Answer {
     ResponseOutparam::set(outparam, Ok(response));
     let stream = body.write().expect("a body has one stream");
     Answer { stream, body }
+}
+
+/// Says that 200 bytes are as many as asked for, and ends without ending the body, which would be looked at then.
+fn lie(outparam: ResponseOutparam, length: &str) {
+    let headers = Fields::new();
+    let _ = headers.append("content-length", length.as_bytes());
+    let response = OutgoingResponse::new(headers);
+    let body = response.body().expect("a response has one body");
+    ResponseOutparam::set(outparam, Ok(response));
+    let answer = Answer { stream: body.write().expect("a body has one stream"), body };
+    let _ = answer.write(&[b'.'; 200]);
+    std::mem::forget(answer);
 }
 
 fn text(outparam: ResponseOutparam, status: u16, text: &str) {
