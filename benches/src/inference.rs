@@ -10,6 +10,7 @@ use tenon::backend::{Backend, Cancel, Encoding, ExecutionTarget, Graph, ModelFil
 use tenon::tensor::{Datatype, Tensor};
 
 use crate::load::{Caller, Request};
+use crate::peers::request::binary;
 use crate::{Server, With, columns, guest, interleaved, manifest, plain_server, repository};
 
 /// Tables for the digits model, and for a large one where it is given.
@@ -62,7 +63,7 @@ async fn added(with: &With, backend: &str, onnxruntime: Option<&Path>, model: &P
     let calls = [
         ("a plain server that reads the image", &plain, body.clone()),
         ("the image as a body, made a tensor by the function", &raw, body),
-        ("REST binary, the tensor passed on", &passing, binary(&SHAPE, &image)),
+        ("REST binary, the tensor passed on", &passing, binary("/v2/models/f/infer", &SHAPE, &image)),
     ];
     let mut callers = Vec::new();
     for (_, server, _) in &calls {
@@ -98,17 +99,6 @@ async fn added(with: &With, backend: &str, onnxruntime: Option<&Path>, model: &P
         println!("| tenon, {backend}: mobilenet, {name} | {:.0} | {all:.1} % | {own:.1} % |", took * 1e6);
     }
     Ok(())
-}
-
-/// A call in the binary form of the Open Inference Protocol.
-fn binary(shape: &[usize], image: &[u8]) -> Request {
-    let head = format!(
-        r#"{{"inputs":[{{"name":"image","datatype":"FP32","shape":{shape:?},"parameters":{{"binary_data_size":{}}}}}],"parameters":{{"binary_data_output":true}}}}"#,
-        image.len()
-    );
-    let headers =
-        format!("content-type: application/octet-stream\r\ninference-header-content-length: {}", head.len());
-    Request::post_with("/v2/models/f/infer", &headers, &[head.as_bytes(), image].concat())
 }
 
 fn server(

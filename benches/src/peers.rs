@@ -9,7 +9,7 @@ use tenon::backend::Cancel;
 use tenon::tensor::{Datatype, Tensor};
 use tokio::runtime::Runtime;
 
-mod request;
+pub mod request;
 mod server;
 
 use request::{Model, Protocol};

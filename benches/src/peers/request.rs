@@ -53,22 +53,23 @@ impl Protocol {
                 let body = format!(r#"{{"image":{}}}"#, nested(texts(), &model.shape));
                 Request::post("/infer", JSON, body.as_bytes())
             }
-            Protocol::Binary => {
-                let head = format!(
-                    r#"{{"inputs":[{{{input},"parameters":{{"binary_data_size":{}}}}}],"parameters":{{"binary_data_output":true}}}}"#,
-                    raw.len()
-                );
-                let headers = format!(
-                    "content-type: application/octet-stream\r\ninference-header-content-length: {}",
-                    head.len()
-                );
-                Request::post_with(INFER, &headers, &[head.as_bytes(), &raw].concat())
-            }
+            Protocol::Binary => binary(INFER, &model.shape, &raw),
             Protocol::Grpc => {
                 Request::grpc("/inference.GRPCInferenceService/ModelInfer", &message(model, &raw))
             }
         }
     }
+}
+
+/// A call at `path` with the input `image` behind the JSON that describes it.
+pub fn binary(path: &str, shape: &[usize], raw: &[u8]) -> Request {
+    let head = format!(
+        r#"{{"inputs":[{{"name":"image","datatype":"FP32","shape":{shape:?},"parameters":{{"binary_data_size":{}}}}}],"parameters":{{"binary_data_output":true}}}}"#,
+        raw.len()
+    );
+    let headers =
+        format!("content-type: application/octet-stream\r\ninference-header-content-length: {}", head.len());
+    Request::post_with(path, &headers, &[head.as_bytes(), raw].concat())
 }
 
 fn nested(mut values: Vec<String>, shape: &[usize]) -> String {
