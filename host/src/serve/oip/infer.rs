@@ -45,8 +45,9 @@ pub(super) async fn infer(
     request: Request<Incoming>,
     trace: &mut Trace,
 ) -> Result<Response<Body>, AnswerError> {
-    let whole = collect(server, function, request).await?;
-    let length = binary::header_length(values(&whole.headers, &HEADER_LENGTH))?;
+    let length = binary::header_length(values(request.headers(), &HEADER_LENGTH));
+    let whole = collect(server, function, request, length.as_ref().ok().copied().flatten()).await?;
+    let length = length?;
     let Whole { bytes, mut share, headers } = whole;
     let called = Arc::clone(function);
     // Numbers in binary are looked at at most, which goes so much faster than reading them from JSON. The elements of
@@ -137,18 +138,18 @@ pub(super) async fn generate_stream(
     Ok(response)
 }
 
-/// Collects a request's body and inflates it.
+/// Collects a request's body, of which so many bytes are JSON before tensors, and inflates it.
 async fn collect(
     server: &Server,
     function: &Arc<Function>,
     request: Request<Incoming>,
+    json: Option<usize>,
 ) -> Result<Whole, AnswerError> {
     let limit = function.revision.request_body_bytes;
     let (parts, body) = request.into_parts();
     let coding = compression::of_request(values(&parts.headers, &CONTENT_ENCODING)).map_err(unreadable)?;
     // Where tensors follow the JSON, they are to lie as their elements must, or they would have to be copied.
-    let json = binary::header_length(values(&parts.headers, &HEADER_LENGTH)).ok().flatten().unwrap_or(0);
-    let pad = json.wrapping_neg() % ALIGNMENT;
+    let pad = json.unwrap_or(0).wrapping_neg() % ALIGNMENT;
     let collected = server.bodies.collect(body, &[0; ALIGNMENT][..pad], limit, server.limits.body_read);
     let Collected { bytes, mut share } = collected.await?;
     let bytes = bytes.slice(pad..);
@@ -171,7 +172,7 @@ async fn read_plain(
     function: &Arc<Function>,
     request: Request<Incoming>,
 ) -> Result<(Option<String>, typed::Request, Share, HeaderMap), AnswerError> {
-    let Whole { bytes, mut share, headers } = collect(server, function, request).await?;
+    let Whole { bytes, mut share, headers } = collect(server, function, request, None).await?;
     let function = Arc::clone(function);
     aside(bytes.len(), move || {
         let description = function.revision.description.as_ref().ok_or(AnswerError::Internal)?;
