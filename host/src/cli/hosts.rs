@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use clap::Args;
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 
 use super::progress::Progress;
 use crate::config::{self, Config, Secret};
@@ -71,6 +72,18 @@ impl HostArgs {
         }
         Ok(clients)
     }
+}
+
+/// Asks all hosts for the same at once. What each answers comes under its address.
+pub(super) fn ask_all<T, F>(
+    clients: &[Client],
+    ask: impl Fn(Client) -> F,
+) -> Vec<(String, JoinHandle<Result<T, ClientError>>)>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, ClientError>> + Send + 'static,
+{
+    clients.iter().map(|client| (client.to().to_string(), tokio::spawn(ask(client.clone())))).collect()
 }
 
 /// The app in a name that may also be that of one of its functions: `app/function`.

@@ -9,7 +9,7 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::hosts::{HostArgs, app_of, in_json};
+use super::hosts::{HostArgs, app_of, ask_all, in_json};
 use super::progress::Progress;
 use super::status::{candidate, in_words};
 use super::table::{Table, moment};
@@ -45,16 +45,13 @@ impl AppOnHosts {
         if self.app() == self.app {
             return Ok(());
         }
-        let asking: Vec<_> = clients
-            .iter()
-            .map(|client| {
-                let (client, app) = (client.clone(), self.app().to_owned());
-                tokio::spawn(async move { client.app(&app).await })
-            })
-            .collect();
+        let asking = ask_all(clients, |client| {
+            let app = self.app().to_owned();
+            async move { client.app(&app).await }
+        });
         let mut others = BTreeSet::new();
         let until = tokio::time::Instant::now() + CHECK;
-        for asked in asking {
+        for (_, asked) in asking {
             // What is wrong with a host is told by the command itself, which must not wait for it.
             let Ok(Ok(Ok(app))) = tokio::time::timeout_at(until, asked).await else { continue };
             // What is tried out may have functions that what is live has not.
@@ -303,10 +300,8 @@ where
 {
     let clients = of.hosts.clients(config, progress)?;
     of.check_function(&clients).await?;
-    let asking: Vec<_> =
-        clients.into_iter().map(|client| (client.to().to_string(), tokio::spawn(ask(client)))).collect();
     let mut told = Vec::new();
-    for (host, asked) in asking {
+    for (host, asked) in ask_all(&clients, ask) {
         told.push((host, asked.await?));
     }
     Ok(told)

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::hosts::HostArgs;
+use super::hosts::{HostArgs, ask_all};
 use super::progress::Progress;
 use super::table::{Table, moment, number, percent, short};
 use crate::artifact::registry::printable;
@@ -77,19 +77,10 @@ pub async fn run(args: &StatusArgs, config: &Config, progress: &Progress) -> any
 }
 
 async fn ask(clients: &[Client]) -> Vec<Found> {
-    let asking: Vec<_> = clients
-        .iter()
-        .map(|client| {
-            let client = client.clone();
-            tokio::spawn(
-                async move { Found { host: client.to().to_string(), answer: client.status().await } },
-            )
-        })
-        .collect();
     let mut found = Vec::new();
-    for asked in asking {
+    for (host, asked) in ask_all(clients, |client| async move { client.status().await }) {
         // A task that panicked has told so itself.
-        found.extend(asked.await.ok());
+        found.extend(asked.await.ok().map(|answer| Found { host, answer }));
     }
     found
 }
